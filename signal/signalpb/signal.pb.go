@@ -1328,6 +1328,7 @@ type Relay struct {
 	Password      string                 `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
 	ExpiresUnixMs int64                  `protobuf:"varint,4,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
 	Realm         string                 `protobuf:"bytes,5,opt,name=realm,proto3" json:"realm,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // of the coordinator's own server, at the address by which the client
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1395,6 +1396,13 @@ func (x *Relay) GetRealm() string {
 		return x.Realm
 	}
 	return ""
+}
+
+func (x *Relay) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
 }
 
 // Grant tells the client whom to reach and how. Several grants may answer one
@@ -2906,13 +2914,14 @@ const file_signal_proto_rawDesc = "" +
 	"\tlocal_pwd\x18\x02 \x01(\tR\blocalPwd\x12!\n" +
 	"\fremote_ufrag\x18\x03 \x01(\tR\vremoteUfrag\x12\x1d\n" +
 	"\n" +
-	"remote_pwd\x18\x04 \x01(\tR\tremotePwd\"\x91\x01\n" +
+	"remote_pwd\x18\x04 \x01(\tR\tremotePwd\"\xa5\x01\n" +
 	"\x05Relay\x12\x12\n" +
 	"\x04urls\x18\x01 \x03(\tR\x04urls\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12\x14\n" +
-	"\x05realm\x18\x05 \x01(\tR\x05realm\"\xc2\x03\n" +
+	"\x05realm\x18\x05 \x01(\tR\x05realm\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"\xc2\x03\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x14\n" +
