@@ -1,0 +1,112 @@
+package match
+
+import (
+	"slices"
+	"time"
+
+	"mintai/api"
+	"mintai/identity"
+)
+
+// pending is a session whose load the miner's lease does not show yet.
+//
+//	Begin ──► counted ──Established──► counted ──Put──► in the lease
+//	             │                        │
+//	             └── End, or Expires ─────┘──► forgotten
+type pending struct {
+	session     identity.SessionID
+	model       api.Model
+	expires     time.Time
+	established bool
+}
+
+// load is what a miner has to do at a moment: what its lease says and the
+// sessions on their way to it.
+func (e *entry) load(now time.Time) int {
+	n := e.lease.InFlight + e.lease.Queued
+	for i := range e.pending {
+		if now.Before(e.pending[i].expires) {
+			n++
+		}
+	}
+	return n
+}
+
+// Begin counts a new session as load of its miner, from the grant until it is
+// Ended, until a lease that came after Established shows it, or until expires:
+// the moment by which the session's request must have reached the miner (its
+// set-up deadline, not the end of the grant). A session that is begun again,
+// with the next miner, moves there. A miner that is not on the board is
+// ignored.
+func (b *Board) Begin(session identity.SessionID, miner identity.NodeID, model api.Model, expires time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endLocked(session)
+	e := b.entries[miner]
+	if e == nil {
+		return
+	}
+	e.pending = append(e.pending, pending{session: session, model: model, expires: expires})
+	b.sessions[session] = e
+}
+
+// Established says that the session's tunnel is up: the miner's next lease
+// shows the load by itself.
+func (b *Board) Established(session identity.SessionID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.sessions[session]; e != nil {
+		for i := range e.pending {
+			if e.pending[i].session == session {
+				e.pending[i].established = true
+			}
+		}
+	}
+}
+
+// End forgets a session that failed, was declined or is over.
+func (b *Board) End(session identity.SessionID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endLocked(session)
+}
+
+func (b *Board) endLocked(session identity.SessionID) {
+	if e := b.sessions[session]; e != nil {
+		b.dropLocked(e, func(p pending) bool { return p.session == session })
+	}
+}
+
+// dropLocked forgets the pending sessions of a miner that match.
+func (b *Board) dropLocked(e *entry, gone func(pending) bool) {
+	e.pending = slices.DeleteFunc(e.pending, func(p pending) bool {
+		if !gone(p) {
+			return false
+		}
+		delete(b.sessions, p.session)
+		return true
+	})
+}
+
+const (
+	// sweepEvery is how often what has expired is looked for.
+	sweepEvery = 30 * time.Second
+	// silentFor is how long a miner without a valid lease stays on the board,
+	// so that people are told that it went silent.
+	silentFor = 10 * time.Minute
+)
+
+// sweepLocked forgets what expired: the sessions that nobody ended and the
+// miners that stayed silent.
+func (b *Board) sweepLocked(now time.Time) {
+	if now.Before(b.swept.Add(sweepEvery)) {
+		return
+	}
+	b.swept = now
+	for _, e := range b.entries {
+		b.dropLocked(e, func(p pending) bool { return !now.Before(p.expires) })
+		if now.Sub(e.lease.Expires) >= silentFor {
+			b.removeLocked(e)
+		}
+	}
+}
