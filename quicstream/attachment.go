@@ -1,0 +1,227 @@
+package quicstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+)
+
+const (
+	// smallWrite is the largest write that is queued without waiting for the
+	// stream: a token or a few, framed and written in one call.
+	smallWrite = 1 << 10
+	// queueLimit bounds what is queued that way before a write must wait until
+	// everything before it was sent, whatever window the client grants.
+	queueLimit = 16 << 10
+)
+
+// attachment is one request stream that carries an answer.
+type attachment struct {
+	w     http.ResponseWriter // until the head is sent
+	qs    *quic.Stream
+	stall time.Duration // longest wait for the client to read
+	str   *http3.Stream // once the head is sent
+	head  bool          // no body: the request was HEAD
+
+	queued int // bytes queued since the last write that waited
+
+	// The answer's mutex guards what follows.
+	sent   int64     // body offset of the next byte to send
+	direct bool      // the handler's goroutine writes to str
+	busy   bool      // a write is under way without the lock
+	armed  time.Time // when the stall deadline was set
+	err    error     // why the attachment ended
+}
+
+// attach makes att the answer's carrier and returns when it is done: nil when
+// the whole answer was sent. It runs on the stream's goroutine.
+func (a *answer) attach(att *attachment) error {
+	stop := context.AfterFunc(att.qs.Context(), func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.endLocked(att, streamEnd(context.Cause(att.qs.Context())))
+	})
+	defer stop()
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stopped {
+		return errBroken
+	}
+	a.disarmLocked()
+	old := a.att
+	a.att = att
+	if old != nil {
+		a.endLocked(old, errReplaced)
+		for old.busy {
+			a.cond.Wait()
+		}
+	}
+	err := a.carryLocked(att)
+	stop() // closing the stream below must not look like a reset
+	for att.busy {
+		a.cond.Wait()
+	}
+	if a.att == att { // complete or broken off; a path's end has cleared it
+		a.att = nil
+		a.awaitClientLocked()
+	}
+	return err
+}
+
+func (a *answer) carryLocked(att *attachment) error {
+	for {
+		switch {
+		case att.err != nil:
+			return att.err
+		case !a.ready && a.ended:
+			return errBroken
+		case !a.ready:
+			a.cond.Wait()
+		case att.str == nil:
+			a.sendHeadLocked(att)
+		case att.sent < a.kept.base:
+			return errBroken // dropped meanwhile: never skip bytes
+		case att.sent < a.kept.end:
+			p := a.kept.at(att.sent)
+			att.startLocked()
+			a.mu.Unlock()
+			err := att.write(p)
+			a.mu.Lock()
+			a.wroteLocked(att, len(p), err)
+			a.cond.Broadcast() // room for the handler
+		case a.ended && a.failure != nil:
+			return errBroken
+		case a.ended:
+			return nil
+		default:
+			if !att.direct {
+				att.direct = true
+				a.cond.Broadcast() // the handler may wait for room
+			}
+			a.cond.Wait()
+		}
+	}
+}
+
+// startLocked begins a write without the lock. The stall deadline moves only
+// now and then, to keep tokens cheap.
+func (t *attachment) startLocked() {
+	t.busy = true
+	if now := time.Now(); now.Sub(t.armed) > t.stall/4 {
+		t.armed = now
+		_ = t.qs.SetWriteDeadline(now.Add(t.stall))
+	}
+}
+
+func (a *answer) sendHeadLocked(att *attachment) {
+	status, header := a.status, a.header
+	if att.busy { // an informational answer is on its way out
+		a.cond.Wait()
+		return
+	}
+	att.startLocked()
+	a.mu.Unlock()
+	err := att.sendHead(status, header)
+	a.mu.Lock()
+	a.wroteLocked(att, 0, err)
+}
+
+// endLocked ends att for the given reason and draws the consequence for the
+// answer.
+func (a *answer) endLocked(att *attachment, why error) {
+	if att.err != nil {
+		return
+	}
+	att.err, att.direct = why, false
+	_ = att.qs.SetWriteDeadline(time.Unix(1, 0)) // unblocks a write under way
+	if a.att == att {
+		a.att = nil
+		switch {
+		case a.stopped:
+		case errors.Is(why, ErrCancelled), errors.Is(why, ErrStalled):
+			a.stats.cancelled.Add(1)
+			a.stopLocked(why)
+		default:
+			a.stats.lost.Add(1)
+			a.awaitClientLocked()
+		}
+	}
+	a.cond.Broadcast()
+}
+
+// streamEnd translates the cause of a stream's end.
+func streamEnd(cause error) error {
+	if se, ok := errors.AsType[*quic.StreamError](cause); ok && se.Remote {
+		return ErrCancelled // STOP_SENDING while the connection lives
+	}
+	if ae, ok := errors.AsType[*quic.ApplicationError](cause); ok && ae.Remote && CloseCode(ae.ErrorCode).ends() {
+		return ErrCancelled
+	}
+	return errPathLost
+}
+
+// why translates the error of a write to the stream.
+func (t *attachment) why(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return ErrStalled
+	}
+	if cause := context.Cause(t.qs.Context()); cause != nil {
+		return streamEnd(cause)
+	}
+	return streamEnd(err)
+}
+
+func (t *attachment) inform(code int, header http.Header) {
+	h := t.w.Header()
+	for name, values := range answerHeader(header) {
+		h[name] = values
+	}
+	t.w.WriteHeader(code)
+	clear(h)
+}
+
+// sendHead sends status and header and takes the stream over, so that a DATA
+// frame can be written in one call.
+func (t *attachment) sendHead(status int, header http.Header) error {
+	h := t.w.Header()
+	for name, values := range header {
+		h[name] = values
+	}
+	if t.sent > 0 {
+		h.Del("Content-Length") // what follows is the rest only
+		h.Set(HeaderResume, strconv.FormatInt(t.sent, 10))
+	}
+	t.w.WriteHeader(status)
+	str, err := t.w.(http3.HTTPStreamer).HTTPStream()
+	if err != nil {
+		return err
+	}
+	t.str = str
+	return nil
+}
+
+// write sends p in a DATA frame. It returns once the bytes are queued or sent.
+func (t *attachment) write(p []byte) error {
+	if t.head || len(p) == 0 {
+		return nil
+	}
+	if len(p) <= smallWrite && t.queued+len(p) <= queueLimit {
+		switch err := t.str.TryWriteAll(p); {
+		case err == nil:
+			t.queued += len(p)
+			return nil
+		case !errors.Is(err, quic.ErrWouldBlock):
+			return err
+		}
+	}
+	t.queued = 0
+	_, err := t.str.Write(p)
+	return err
+}

@@ -1,0 +1,327 @@
+package quicstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+)
+
+// refuse answers a request in the tunnel's own name.
+func (s *Server) refuse(w http.ResponseWriter, status int, why Refusal, message string) {
+	s.stats.refused.Add(1)
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set(HeaderError, string(why))
+	if status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", "1")
+	}
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, message+"\n")
+}
+
+// serveRequest runs on the stream's goroutine. It finds or starts the answer
+// and carries it.
+func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
+	s := c.server
+	qs := c.stream(r)
+	if qs == nil { // not a request stream of this connection
+		panic(http.ErrAbortHandler)
+	}
+	if r.Method == http.MethodConnect || r.Header["Upgrade"] != nil {
+		s.refuse(w, http.StatusMethodNotAllowed, RefusedMethod, "CONNECT and upgrades do not pass the tunnel")
+		return
+	}
+	if s.cfg.Authorize != nil {
+		if err := s.cfg.Authorize(c.peer); err != nil {
+			s.refuse(w, http.StatusForbidden, RefusedUnauthorized, "this client has no live grant")
+			return
+		}
+	}
+	id, err := ParseRequestID(r.Header.Get(HeaderRequest))
+	if err != nil {
+		s.refuse(w, http.StatusBadRequest, RefusedMalformed, HeaderRequest+": "+err.Error())
+		return
+	}
+	offset, resume := int64(0), len(r.Header[HeaderResume]) > 0
+	if resume {
+		if offset, err = parseOffset(r.Header.Get(HeaderResume)); err != nil {
+			s.refuse(w, http.StatusBadRequest, RefusedMalformed, HeaderResume+": "+err.Error())
+			return
+		}
+	}
+	key := answerKey{peer: c.peer, id: id}
+	if resume && s.reg.find(key) == nil {
+		s.refuse(w, http.StatusNotFound, RefusedUnknownRequest, "nothing to resume under this request ID")
+		return
+	}
+
+	fresh := newAnswer(c.requestContext(), key, &s.cfg, s.reg, &s.stats)
+	body, refusal := c.readBody(fresh, r)
+	if refusal != "" {
+		s.reg.releaseAll(fresh)
+		s.refuseBody(w, refusal)
+		return
+	}
+	fresh.digest = requestDigest(r, body)
+	a, refusal := s.answerFor(fresh, resume)
+	if a != fresh {
+		clear(body)
+		s.reg.releaseAll(fresh)
+	}
+	switch refusal {
+	case "":
+	case RefusedUnknownRequest:
+		s.refuse(w, http.StatusNotFound, refusal, "nothing to resume under this request ID")
+		return
+	case RefusedGoingAway:
+		s.refuse(w, http.StatusServiceUnavailable, refusal, "the miner is shutting down")
+		return
+	}
+	if a == fresh {
+		s.start(a, r, body)
+	} else if !s.mayResume(w, a, fresh, offset) {
+		a.settle()
+		return
+	}
+	att := &attachment{w: w, qs: qs, stall: s.cfg.StallTimeout, sent: offset, head: r.Method == http.MethodHead}
+	c.leave(att, a.attach(att))
+}
+
+// answerFor returns the answer that already exists for fresh's key, or
+// registers fresh when it may start.
+func (s *Server) answerFor(fresh *answer, resume bool) (*answer, Refusal) {
+	s.mu.Lock() // with the count of handlers: Shutdown must not miss one
+	defer s.mu.Unlock()
+	if resume || s.draining {
+		a := s.reg.find(fresh.key)
+		switch {
+		case a != nil:
+			return a, ""
+		case resume:
+			return nil, RefusedUnknownRequest
+		default:
+			return nil, RefusedGoingAway
+		}
+	}
+	if a := s.reg.insert(fresh); a != nil {
+		return a, ""
+	}
+	s.running++
+	return fresh, ""
+}
+
+// mayResume checks that the client asks for the same request and for bytes that
+// are kept, and answers it when not.
+func (s *Server) mayResume(w http.ResponseWriter, a, asked *answer, offset int64) bool {
+	if a.digest != asked.digest {
+		s.refuse(w, http.StatusConflict, RefusedOtherRequest, "this request ID belongs to another request")
+		return false
+	}
+	base, end, _ := a.state()
+	switch {
+	case offset < base:
+		s.refuse(w, http.StatusGone, RefusedGone, "these bytes of the answer are no longer kept")
+		return false
+	case offset > end:
+		s.refuse(w, http.StatusRequestedRangeNotSatisfiable, RefusedOffset, "the answer is not that long yet")
+		return false
+	}
+	s.stats.resumed.Add(1)
+	return true
+}
+
+// requestContext is the root of a handler's context. It ends with no
+// connection: the answer buffer decides.
+func (c *serverConn) requestContext() context.Context {
+	ctx := context.WithValue(context.Background(), peerKey, c.peer)
+	ctx = context.WithValue(ctx, remoteKey, addrPort(c.conn.RemoteAddr()))
+	ctx = context.WithValue(ctx, http.LocalAddrContextKey, c.conn.LocalAddr())
+	// httputil.ReverseProxy panics with http.ErrAbortHandler when its backend
+	// dies midway only if it finds this key. Without it a truncated answer
+	// would end like a complete one.
+	return context.WithValue(ctx, http.ServerContextKey, contextServer)
+}
+
+var contextServer = new(http.Server)
+
+// start runs the handler for a registered answer.
+func (s *Server) start(a *answer, r *http.Request, body []byte) {
+	s.stats.requests.Add(1)
+	req := r.WithContext(a.ctx)
+	req.Header = r.Header.Clone() // the handler outlives this stream
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	req.ContentLength = int64(len(body))
+	if len(body) == 0 {
+		req.Body = http.NoBody
+	}
+	req.TransferEncoding, req.Trailer = nil, nil
+	go s.runHandler(a, req, body)
+}
+
+func (s *Server) runHandler(a *answer, req *http.Request, body []byte) {
+	defer s.handlerDone()
+	w := &answerWriter{a: a, header: make(http.Header)}
+	failure := s.callHandler(w, req)
+	if failure == nil && w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if failure == nil && !w.noBody && req.Method != http.MethodHead {
+		failure = a.short()
+	}
+	if failure != nil && !a.cancelled() {
+		s.stats.brokenOff.Add(1)
+	}
+	clear(body)
+	s.reg.release(a, cap(body))
+	a.finish(failure)
+}
+
+func (s *Server) handlerDone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// callHandler returns why the handler broke off, nil when it returned.
+func (s *Server) callHandler(w http.ResponseWriter, req *http.Request) (failure error) {
+	defer func() {
+		if p := recover(); p != nil {
+			failure = errBroken
+			if p != http.ErrAbortHandler {
+				s.cfg.Log.Error().Str("panic", fmt.Sprintf("%T", p)).Bytes("stack", debug.Stack()).Msg("tunnel handler panicked")
+			}
+		}
+	}()
+	s.cfg.Handler.ServeHTTP(w, req)
+	return nil
+}
+
+// short reports an answer that ended before its announced length.
+func (a *answer) short() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n, err := strconv.ParseInt(a.header.Get("Content-Length"), 10, 64); err == nil && n != a.kept.end {
+		return errBroken
+	}
+	return nil
+}
+
+func (a *answer) cancelled() bool { return a.ctx.Err() != nil }
+
+// drain waits, at most until ctx ends, until a client that is attached has been
+// given the whole of a finished answer.
+func (a *answer) drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.cond.Broadcast()
+	})
+	defer stop()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for a.att != nil && !a.stopped && ctx.Err() == nil {
+		a.cond.Wait()
+	}
+}
+
+// leave ends the stream as the answer ended.
+func (c *serverConn) leave(att *attachment, err error) {
+	if att.str == nil {
+		panic(http.ErrAbortHandler) // http3 resets the stream
+	}
+	if err == nil {
+		att.str.CancelRead(streamCode(http3.ErrCodeNoError)) // a no-op after EOF
+		_ = att.str.Close()
+		return
+	}
+	if errors.Is(err, errBroken) {
+		att.qs.SetReliableBoundary() // the client gets every byte up to here, then the error
+	}
+	att.str.CancelRead(streamCode(http3.ErrCodeInternalError))
+	att.str.CancelWrite(streamCode(http3.ErrCodeInternalError))
+}
+
+func streamCode(c http3.ErrCode) quic.StreamErrorCode { return quic.StreamErrorCode(c) }
+
+func (s *Server) refuseBody(w http.ResponseWriter, why Refusal) {
+	switch why {
+	case RefusedTooLarge:
+		s.refuse(w, http.StatusRequestEntityTooLarge, why, fmt.Sprintf("request bodies end at %d bytes", s.cfg.MaxBody))
+	case RefusedBusy:
+		s.stats.busy.Add(1)
+		s.refuse(w, http.StatusServiceUnavailable, why, "this client's buffers are full")
+	default:
+		s.refuse(w, http.StatusBadRequest, RefusedMalformed, "the request body did not arrive")
+	}
+}
+
+// readBody reads the whole body, charging it to a.
+func (c *serverConn) readBody(a *answer, r *http.Request) ([]byte, Refusal) {
+	cfg := &c.server.cfg
+	if r.ContentLength > cfg.MaxBody {
+		return nil, RefusedTooLarge
+	}
+	if !a.reg.reserve(a, answerOverhead) {
+		return nil, RefusedBusy
+	}
+	qs := c.stream(r)
+	_ = qs.SetReadDeadline(time.Now().Add(cfg.BodyTimeout))
+	defer func() { _ = qs.SetReadDeadline(time.Time{}) }()
+	// Grow with what arrives, not with what is announced.
+	size := min(max(r.ContentLength+1, 512), 64<<10)
+	body, charged := make([]byte, 0, size), 0
+	for {
+		if cap(body) > charged {
+			if !a.reg.reserve(a, cap(body)-charged) {
+				clear(body)
+				return nil, RefusedBusy
+			}
+			charged = cap(body)
+		}
+		n, err := r.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case int64(len(body)) > cfg.MaxBody:
+			clear(body)
+			return nil, RefusedTooLarge
+		case errors.Is(err, io.EOF):
+			return body, ""
+		case err != nil:
+			clear(body)
+			return nil, RefusedMalformed
+		case len(body) == cap(body):
+			bigger := make([]byte, len(body), 2*cap(body))
+			copy(bigger, body)
+			clear(body)
+			body = bigger
+		}
+	}
+}
+
+// requestDigest identifies a request's content, so that its ID cannot be reused
+// for another.
+func requestDigest(r *http.Request, body []byte) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, part := range []string{"mintai/request/v1", r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type")} {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
+		h.Write(n[:])
+		_, _ = io.WriteString(h, part)
+	}
+	h.Write(body)
+	h.Sum(sum[:0])
+	return sum
+}

@@ -1,0 +1,150 @@
+package quicstream
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
+	"mintai/identity"
+)
+
+// serverConn is one accepted tunnel.
+type serverConn struct {
+	server *Server
+	conn   *quic.Conn
+	peer   identity.NodeID
+	since  time.Time
+
+	mu      sync.Mutex // guards streams
+	streams map[quic.StreamID]*quic.Stream
+}
+
+// serveConn runs one tunnel until it or ctx ends, and waits for its streams.
+func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
+	peer, err := identity.PeerID(conn.ConnectionState().TLS)
+	if err == nil && s.cfg.Authorize != nil {
+		err = s.cfg.Authorize(peer)
+	}
+	if err != nil {
+		s.stats.refusedTunnels.Add(1)
+		s.cfg.Log.Debug().Err(err).Stringer("remote", conn.RemoteAddr()).Msg("tunnel refused")
+		_ = conn.CloseWithError(quic.ApplicationErrorCode(Unauthorized), Unauthorized.String())
+		return
+	}
+	c := &serverConn{server: s, conn: conn, peer: peer, since: time.Now(), streams: make(map[quic.StreamID]*quic.Stream)}
+	if !s.add(c) {
+		c.close(GoingAway)
+		return
+	}
+	defer s.remove(c)
+	s.stats.tunnels.Add(1)
+	stop := context.AfterFunc(ctx, func() { c.close(GoingAway) })
+	defer stop()
+	err = c.run()
+	s.cfg.Log.Debug().Err(err).Str("peer", peer.Short()).Stringer("remote", conn.RemoteAddr()).Msg("tunnel ended")
+}
+
+func (s *Server) add(c *serverConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+func (s *Server) remove(c *serverConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// run serves HTTP/3 until the connection ends. It accepts the streams itself,
+// because a handler must tell a reset of its stream from the connection's end,
+// and http3 hides which one it was.
+func (c *serverConn) run() error {
+	h3 := &http3.Server{
+		Handler:        http.HandlerFunc(c.serveRequest),
+		MaxHeaderBytes: MaxHeaderBytes,
+		Logger:         slog.New(slog.DiscardHandler),
+	}
+	hc, err := h3.NewRawServerConn(c.conn)
+	if err != nil {
+		c.close(Misbehaved)
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for {
+			str, err := c.conn.AcceptUniStream(context.Background()) // ends with the connection
+			if err != nil {
+				return
+			}
+			wg.Go(func() { hc.HandleUnidirectionalStream(str) })
+		}
+	})
+	for {
+		str, err := c.conn.AcceptStream(context.Background()) // ends with the connection
+		if err != nil {
+			return connError(err)
+		}
+		_ = str.SetReadDeadline(time.Now().Add(headTimeout))
+		c.track(str)
+		wg.Go(func() {
+			defer c.untrack(str)
+			hc.HandleRequestStream(str)
+		})
+	}
+}
+
+func (c *serverConn) track(str *quic.Stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streams[str.StreamID()] = str
+}
+
+func (c *serverConn) untrack(str *quic.Stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.streams, str.StreamID())
+}
+
+// stream returns the QUIC stream of a request, nil when there is none.
+func (c *serverConn) stream(r *http.Request) *quic.Stream {
+	body, ok := r.Body.(interface{ StreamID() quic.StreamID })
+	if !ok {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.streams[body.StreamID()]
+}
+
+func (c *serverConn) requests() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.streams)
+}
+
+func (c *serverConn) close(code CloseCode) {
+	_ = c.conn.CloseWithError(quic.ApplicationErrorCode(code), code.String())
+}
+
+// addrPort converts the addresses that UDP sockets have.
+func addrPort(addr net.Addr) netip.AddrPort {
+	if udp, ok := addr.(*net.UDPAddr); ok {
+		ap := udp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	ap, _ := netip.ParseAddrPort(addr.String())
+	return ap
+}
