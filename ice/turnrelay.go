@@ -1,0 +1,317 @@
+package ice
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/turn/v5"
+	"golang.org/x/time/rate"
+)
+
+// errNotRelayed says that the server relays UDP for its sessions only.
+var errNotRelayed = errors.New("turn: not relayed here")
+
+// turnListener is one socket that clients speak to.
+type turnListener struct {
+	net.PacketConn
+	server *TURNServer
+	done   sync.Once
+
+	// user and client are of the request that is being served: they are
+	// touched by the one goroutine of the TURN server that reads the listener.
+	user   string
+	client netip.AddrPort
+}
+
+func newTURNListener(t *TURNServer, conn net.PacketConn) *turnListener {
+	t.readers.Add(1)
+	return &turnListener{PacketConn: conn, server: t}
+}
+
+// maxReadErrors ends the reading of a listener that only fails. One failing
+// read, such as Windows reports for a datagram that was not delivered, must not:
+// the TURN server would never read again.
+const maxReadErrors = 100
+
+// ReadFrom returns the next datagram.
+func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
+	for failed := 1; ; failed++ {
+		n, from, err := l.PacketConn.ReadFrom(b)
+		if err == nil {
+			if tap := l.server.cfg.Tap; tap != nil {
+				tap(b[:n])
+			}
+			return n, from, nil
+		}
+		if errors.Is(err, net.ErrClosed) || failed >= maxReadErrors {
+			l.release()
+			return 0, nil, err
+		}
+	}
+}
+
+// release tells the server that the listener is not read any more.
+func (l *turnListener) release() { l.done.Do(l.server.readers.Done) }
+
+// permit is asked for each CreatePermission, ChannelBind and Connect, in the
+// goroutine that has just called onAuth for the same request.
+func (l *turnListener) permit(_ net.Addr, peerIP net.IP) bool {
+	peer, ok := netip.AddrFromSlice(peerIP)
+	if ok && l.server.mayReach(l.user, canonicalPeer(peer)) {
+		return true
+	}
+	l.server.counters.refusedPeer.Add(1)
+	l.server.log.Debug().Str("session", shortUser(l.user)).Stringer("addr", peer.Unmap()).
+		Msg("turn: permission refused, not the address of the session's miner")
+	return false
+}
+
+func shortUser(name string) string { return name[:min(8, len(name))] }
+
+// relayGenerator opens the relayed sockets of one listener.
+type relayGenerator struct {
+	server   *TURNServer
+	listener *turnListener
+}
+
+var _ turn.RelayAddressGenerator = (*relayGenerator)(nil)
+
+// Validate has nothing to check: StartTURN did.
+func (g *relayGenerator) Validate() error { return nil }
+
+// AllocateListener refuses: TCP is not relayed (RFC 6062).
+func (g *relayGenerator) AllocateListener(turn.AllocateListenerConfig) (net.Listener, net.Addr, error) {
+	g.server.counters.refusedOther.Add(1)
+	return nil, nil, fmt.Errorf("%w: TCP", errNotRelayed)
+}
+
+// AllocateConn refuses: TCP is not relayed (RFC 6062).
+func (g *relayGenerator) AllocateConn(turn.AllocateConnConfig) (net.Conn, error) {
+	g.server.counters.refusedOther.Add(1)
+	return nil, fmt.Errorf("%w: TCP", errNotRelayed)
+}
+
+// AllocatePacketConn opens a relayed UDP socket for a session.
+func (g *relayGenerator) AllocatePacketConn(conf turn.AllocateListenerConfig) (net.PacketConn, net.Addr, error) {
+	t := g.server
+	if conf.UserID == "" || conf.RequestedPort != 0 {
+		// EVEN-PORT probes without a user, RESERVATION-TOKEN names a port.
+		t.counters.refusedOther.Add(1)
+		return nil, nil, fmt.Errorf("%w: a chosen port", errNotRelayed)
+	}
+	v6 := conf.Network == "udp6"
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.quotaLocked(conf.UserID); err != nil {
+		t.counters.refusedQuota.Add(1)
+		return nil, nil, err
+	}
+	ts := t.sessions[conf.UserID]
+	ip, err := g.relayIP(ts, v6)
+	if err != nil {
+		t.counters.refusedOther.Add(1)
+		return nil, nil, err
+	}
+	conn, err := t.openRelay(ip)
+	if err != nil {
+		t.counters.refusedQuota.Add(1)
+		return nil, nil, err
+	}
+	r := newRelayConn(t, ts, conn)
+	t.relays[r] = struct{}{}
+	ts.relays[r] = struct{}{}
+	t.readers.Add(1)
+	local := addrPort(conn.LocalAddr())
+	return r, net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, local.Port())), nil
+}
+
+// relayIP decides which address the peer will see.
+func (g *relayGenerator) relayIP(ts *turnSession, v6 bool) (netip.Addr, error) {
+	fits := func(a netip.Addr) bool { return a.IsValid() && !a.IsUnspecified() && a.Is6() == v6 }
+	if ip := g.server.cfg.RelayIP; ip.IsValid() && fits(ip) {
+		return ip, nil
+	}
+	if ip := addrPort(g.listener.LocalAddr()).Addr(); fits(ip) {
+		return ip, nil
+	}
+	for peer := range ts.rights.peers {
+		if peer.Is6() == v6 {
+			if ip := routeSource(peer); fits(ip) {
+				return ip, nil
+			}
+		}
+	}
+	if client := g.listener.client.Addr(); client.IsValid() && client.Is6() == v6 {
+		if ip := routeSource(client); fits(ip) {
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("turn: no address of the requested family to relay from")
+}
+
+// routeSource returns the local address that the system would send from. No
+// datagram is sent: connecting a UDP socket only looks up the route.
+func routeSource(to netip.Addr) netip.Addr {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer func() { _ = conn.Close() }()
+	return addrPort(conn.LocalAddr()).Addr()
+}
+
+// openRelay binds a free port of the range, on ip when that is an address of
+// this machine and on every address otherwise.
+func (t *TURNServer) openRelay(ip netip.Addr) (*net.UDPConn, error) {
+	network, wildcard := "udp4", netip.IPv4Unspecified()
+	if ip.Is6() {
+		network, wildcard = "udp6", netip.IPv6Unspecified()
+	}
+	bind := wildcard
+	if isLocal(ip) {
+		bind = ip
+	}
+	lo, n := int(t.cfg.PortMin), int(t.cfg.PortMax)-int(t.cfg.PortMin)+1
+	first := rand.IntN(n)
+	var last error
+	for i := range n {
+		port := uint16(lo + (first+i)%n)
+		conn, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(bind, port)))
+		if err == nil {
+			_ = conn.SetReadBuffer(legSocketBuffer)
+			_ = conn.SetWriteBuffer(legSocketBuffer)
+			return conn, nil
+		}
+		last = err
+	}
+	return nil, fmt.Errorf("turn: no free relay port in %s: %w", t.portRange(), last)
+}
+
+func (t *TURNServer) portRange() string {
+	return strconv.Itoa(int(t.cfg.PortMin)) + "-" + strconv.Itoa(int(t.cfg.PortMax))
+}
+
+func isLocal(ip netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if local, ok := netip.AddrFromSlice(n.IP); ok && local.Unmap() == ip {
+				return true
+			}
+		}
+	}
+	return ip.IsLoopback()
+}
+
+// minPeerPort keeps the relay off well-known services of a miner's address,
+// which may be the address of a whole household. NATs keep unprivileged source
+// ports in their range (RFC 4787 §4.2.2, REQ-3).
+const minPeerPort = 1024
+
+// relayConn is a relayed socket that speaks to the session's miner only, below
+// a rate, until the session expires. It enforces by itself what permissions
+// already say, since those outlive a change of the session's addresses.
+type relayConn struct {
+	*net.UDPConn
+	server  *TURNServer
+	session *turnSession
+	rights  atomic.Pointer[rights]
+	limit   *rate.Limiter // nil: none
+	once    sync.Once     // the end of reading
+}
+
+func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn) *relayConn {
+	r := &relayConn{UDPConn: conn, server: t, session: ts}
+	if bps := t.cfg.BytesPerSecond; bps > 0 {
+		r.limit = rate.NewLimiter(rate.Limit(bps), max(bps/4, 64<<10))
+	}
+	r.rights.Store(ts.rights)
+	return r
+}
+
+func (r *relayConn) serves(peer netip.AddrPort) bool {
+	now := r.rights.Load()
+	return peer.Port() >= minPeerPort && now.peers[peer.Addr()] && time.Now().Before(now.expires)
+}
+
+func (r *relayConn) within(n int) bool {
+	if r.limit == nil || r.limit.AllowN(time.Now(), n) {
+		return true
+	}
+	r.server.counters.droppedRate.Add(1)
+	return false
+}
+
+// ReadFrom returns the next datagram of the miner. An error ends the
+// allocation.
+func (r *relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	for {
+		n, from, err := r.ReadFromUDPAddrPort(b)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				r.ended()
+				return 0, nil, err
+			}
+			continue
+		}
+		if tap := r.server.cfg.Tap; tap != nil {
+			tap(b[:n])
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+		if !r.serves(from) {
+			r.server.counters.droppedPeer.Add(1)
+			continue
+		}
+		if !r.within(n) {
+			continue
+		}
+		r.server.counters.toClients.Add(uint64(n))
+		return n, net.UDPAddrFromAddrPort(from), nil
+	}
+}
+
+// WriteTo sends to the miner and drops what is for anybody else, or too much.
+func (r *relayConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	peer := addrPort(to)
+	if !r.serves(peer) {
+		r.server.counters.droppedPeer.Add(1)
+		return len(b), nil
+	}
+	if !r.within(len(b)) {
+		return len(b), nil
+	}
+	r.server.counters.toPeers.Add(uint64(len(b)))
+	_, _ = r.WriteToUDPAddrPort(b, peer) // a failing route is a lost datagram
+	return len(b), nil
+}
+
+// kill ends the allocation: its reader sees the error and deletes it.
+func (r *relayConn) kill() { _ = r.UDPConn.Close() }
+
+// Close is called by the server when the allocation ends. Closing twice is not
+// an error.
+func (r *relayConn) Close() error {
+	r.kill()
+	return nil
+}
+
+// ended is called once the socket is not read any more.
+func (r *relayConn) ended() {
+	r.once.Do(func() {
+		r.server.mu.Lock()
+		delete(r.server.relays, r)
+		delete(r.session.relays, r)
+		r.server.mu.Unlock()
+		r.server.readers.Done()
+	})
+}

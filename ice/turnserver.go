@@ -1,0 +1,243 @@
+package ice
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/turn/v5"
+	"github.com/rs/zerolog"
+)
+
+// TURNConfig configures StartTURN. The zero value listens nowhere: Listen or
+// Conns must be given.
+type TURNConfig struct {
+	// Listen are UDP addresses to open, "0.0.0.0:3478" and the like.
+	Listen []netip.AddrPort
+	// Conns are sockets that are open already. The server closes them.
+	Conns []net.PacketConn
+	// RelayIP is the address that relayed addresses get. Zero means the address
+	// of the listener, or, when it listens on every address, the one that the
+	// route to the session's miner starts from. Behind a one-to-one NAT it must
+	// be set to the public address.
+	RelayIP netip.Addr
+	// PortMin and PortMax bound the relayed ports, both included. Zero: any.
+	PortMin, PortMax uint16
+	// Realm is part of the credentials (RFC 8489 §9.2). Empty means "mintai".
+	Realm string
+	// MaxAllocations bounds the allocations of all sessions. Zero: 256.
+	MaxAllocations int
+	// PerSession bounds those of one session. Zero: 2, so that a leg can be
+	// replaced before the old one is freed.
+	PerSession int
+	// BytesPerSecond bounds one allocation, both directions together; what is
+	// over it is dropped. Zero: 16 MiB. Negative: no bound.
+	BytesPerSecond int
+	// Lifetime is how long an allocation lives without a Refresh. Zero: 10
+	// minutes, the default of RFC 8656 §3.2.
+	Lifetime time.Duration
+	Log      zerolog.Logger
+	// Tap, when set, sees every datagram that the server receives from clients
+	// and peers, before anything looks at it. It must not keep the slice, and is
+	// called from several goroutines.
+	Tap func([]byte)
+}
+
+const (
+	defaultRealm       = "mintai"
+	defaultAllocations = 256
+	defaultPerSession  = 2
+	defaultRate        = 16 << 20
+	defaultLifetime    = 10 * time.Minute
+)
+
+func (c *TURNConfig) setDefaults() error {
+	if len(c.Listen)+len(c.Conns) == 0 {
+		return errors.New("no address to listen on")
+	}
+	if c.PortMin > c.PortMax {
+		return fmt.Errorf("relay ports %d-%d are upside down", c.PortMin, c.PortMax)
+	}
+	if c.PortMin == 0 && c.PortMax != 0 {
+		return fmt.Errorf("relay ports 0-%d: port 0 cannot be relayed", c.PortMax)
+	}
+	if c.Realm == "" {
+		c.Realm = defaultRealm
+	}
+	if c.MaxAllocations == 0 {
+		c.MaxAllocations = defaultAllocations
+	}
+	if c.PerSession == 0 {
+		c.PerSession = defaultPerSession
+	}
+	if c.BytesPerSecond == 0 {
+		c.BytesPerSecond = defaultRate
+	}
+	if c.Lifetime == 0 {
+		c.Lifetime = defaultLifetime
+	}
+	c.RelayIP = c.RelayIP.Unmap()
+	return nil
+}
+
+// TURNServer relays for sessions that Allow told it of, to the addresses of
+// that session's miner and to nobody else. It answers STUN binding requests of
+// anybody (RFC 8489), so nodes can learn their address from it.
+type TURNServer struct {
+	cfg       TURNConfig
+	log       zerolog.Logger
+	server    *turn.Server
+	listeners []*turnListener
+	readers   sync.WaitGroup // the server's goroutines, by listener and allocation
+
+	counters turnCounters
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	sessions map[string]*turnSession // by user name
+	relays   map[*relayConn]struct{}
+}
+
+// TURNStats describes the server since its start.
+type TURNStats struct {
+	Sessions, Allocations int    // now
+	BytesToPeers          uint64 // from clients to miners
+	BytesToClients        uint64 // from miners to clients
+	DroppedRate           uint64 // datagrams over BytesPerSecond
+	DroppedPeer           uint64 // datagrams to or from an address that is not the session's
+	RefusedAuth           uint64 // requests with unknown, expired or wrong credentials
+	RefusedPeer           uint64 // permissions asked for another than the session's miner
+	RefusedQuota          uint64 // allocations over a limit
+	RefusedOther          uint64 // TCP allocations, chosen ports and other unused features
+	Malformed             uint64 // datagrams that the server could not use
+}
+
+type turnCounters struct {
+	toPeers, toClients, droppedRate, droppedPeer                      atomic.Uint64
+	refusedAuth, refusedPeer, refusedQuota, refusedOther, failedOther atomic.Uint64
+}
+
+// StartTURN opens the listeners and serves until Close.
+func StartTURN(cfg TURNConfig) (*TURNServer, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, fmt.Errorf("turn: %w", err)
+	}
+	t := &TURNServer{
+		cfg:      cfg,
+		log:      cfg.Log,
+		sessions: make(map[string]*turnSession),
+		relays:   make(map[*relayConn]struct{}),
+	}
+	conns := cfg.Conns
+	for _, addr := range cfg.Listen {
+		network := "udp4"
+		if !addr.Addr().Unmap().Is4() {
+			network = "udp6" // a wildcard of one family leaves the other to its own listener
+		}
+		conn, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(addr))
+		if err != nil {
+			for _, c := range conns {
+				_ = c.Close()
+			}
+			return nil, fmt.Errorf("turn: %w", err)
+		}
+		_ = conn.SetReadBuffer(legSocketBuffer)
+		_ = conn.SetWriteBuffer(legSocketBuffer)
+		conns = append(conns, conn)
+	}
+	var listeners []turn.PacketConnConfig
+	for _, conn := range conns {
+		l := newTURNListener(t, conn)
+		t.listeners = append(t.listeners, l)
+		listeners = append(listeners, turn.PacketConnConfig{
+			PacketConn:            l,
+			RelayAddressGenerator: &relayGenerator{server: t, listener: l},
+			PermissionHandler:     l.permit,
+		})
+	}
+	server, err := turn.NewServer(turn.ServerConfig{
+		PacketConnConfigs:  listeners,
+		LoggerFactory:      pionLog{cfg.Log},
+		Realm:              cfg.Realm,
+		AuthHandler:        t.authenticate,
+		QuotaHandler:       t.quota,
+		EventHandler:       turn.EventHandler{OnAuth: t.onAuth, OnAllocationError: t.onError},
+		AllocationLifetime: cfg.Lifetime,
+		// RFC 6156 §4.2: without REQUESTED-ADDRESS-FAMILY the relayed address is
+		// IPv4, also for a client that came over IPv6.
+		StrictAddressFamily: true,
+	})
+	if err != nil {
+		for _, l := range t.listeners {
+			l.release()
+			_ = l.Close()
+		}
+		return nil, fmt.Errorf("turn: %w", err)
+	}
+	t.server = server
+	return t, nil
+}
+
+// Addrs returns the addresses that the server listens on, as the system sees
+// them.
+func (t *TURNServer) Addrs() []netip.AddrPort {
+	out := make([]netip.AddrPort, 0, len(t.listeners))
+	for _, l := range t.listeners {
+		out = append(out, addrPort(l.LocalAddr()))
+	}
+	return out
+}
+
+// Realm returns the realm that goes with the credentials.
+func (t *TURNServer) Realm() string { return t.cfg.Realm }
+
+// Stats returns the counters of the server.
+func (t *TURNServer) Stats() TURNStats {
+	c := &t.counters
+	st := TURNStats{
+		BytesToPeers:   c.toPeers.Load(),
+		BytesToClients: c.toClients.Load(),
+		DroppedRate:    c.droppedRate.Load(),
+		DroppedPeer:    c.droppedPeer.Load(),
+		RefusedAuth:    c.refusedAuth.Load(),
+		RefusedPeer:    c.refusedPeer.Load(),
+		RefusedQuota:   c.refusedQuota.Load(),
+		RefusedOther:   c.refusedOther.Load(),
+		Malformed:      c.failedOther.Load(),
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	st.Sessions, st.Allocations = len(t.sessions), len(t.relays)
+	return st
+}
+
+// Close frees all allocations and closes all sockets, and waits for the
+// goroutines that read them.
+func (t *TURNServer) Close() error {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		t.readers.Wait()
+		return nil
+	}
+	t.closed = true
+	relays := make([]*relayConn, 0, len(t.relays))
+	for r := range t.relays {
+		relays = append(relays, r)
+	}
+	clear(t.sessions)
+	t.mu.Unlock()
+	err := t.server.Close()
+	for _, r := range relays {
+		r.kill()
+	}
+	t.readers.Wait()
+	return err
+}
+
+// onError is called by the server for each datagram that it could not serve.
+func (t *TURNServer) onError(_, _ net.Addr, _, _ string) { t.counters.failedOther.Add(1) }
