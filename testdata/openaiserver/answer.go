@@ -64,7 +64,7 @@ func (a *answer) whole(ctx context.Context, w http.ResponseWriter) error {
 		_ = http.NewResponseController(w).Flush()
 		return errAborted
 	}
-	text := strings.Join(Answer(a.d.tokens), "")
+	text := strings.Join(a.d.answer(), "")
 	choice := map[string]any{"index": 0, "logprobs": nil, "finish_reason": a.finish()}
 	kind := "text_completion"
 	if a.chat {
@@ -118,7 +118,7 @@ func (a *answer) stream(ctx context.Context, w http.ResponseWriter) error {
 // tokens paces by the clock of the whole answer, so that delays do not add up.
 func (a *answer) tokens(ctx context.Context, w http.ResponseWriter) error {
 	begin := time.Now().Add(a.d.first)
-	for i, t := range append(Answer(a.d.think), Answer(a.d.tokens)...) {
+	for i, t := range append(Answer(a.d.think), a.d.answer()...) {
 		if a.d.abort == i {
 			return errAborted
 		}

@@ -15,10 +15,11 @@ import (
 //	[status=CODE] refuse with this status and an error object
 //	[nonsense]    answer 200 with bytes that are no JSON and no event stream
 //	[think=N]     N tokens of reasoning_content before the answer
+//	[evil]        begin the answer with control sequences for a terminal
 type directives struct {
 	tokens, abort, status, think int
 	first, delay                 time.Duration
-	nonsense                     bool
+	nonsense, evil               bool
 }
 
 const (
@@ -27,7 +28,7 @@ const (
 	maxWait       = time.Minute
 )
 
-var directiveRE = regexp.MustCompile(`\[(tokens|first|delay|abort|status|nonsense|think)(?:=([0-9a-z.]{1,16}))?\]`)
+var directiveRE = regexp.MustCompile(`\[(tokens|first|delay|abort|status|nonsense|think|evil)(?:=([0-9a-z.]{1,16}))?\]`)
 
 // parseDirectives reads the bracketed words of a message; what it cannot read
 // keeps its default. limit is the request's max_tokens, 0 for none.
@@ -39,6 +40,8 @@ func parseDirectives(message string, limit int) directives {
 		switch {
 		case m[1] == "nonsense":
 			d.nonsense = true
+		case m[1] == "evil":
+			d.evil = true
 		case m[1] == "tokens" && numErr == nil && n >= 0:
 			d.tokens = min(n, maxTokens)
 		case m[1] == "abort" && numErr == nil && n >= 0:
@@ -65,6 +68,19 @@ func parseDirectives(message string, limit int) directives {
 var pieces = []string{
 	"Light", " goes", " through", " the", " tunnel", ",", " naïve", " 東京", " ☕", " \"quoted\"", " \\back", ".\n",
 	"Ünï", "códe", " 🙂", " and", " a", " tab\t", "end", ";\n",
+}
+
+// evil sets a terminal's title, colours it by a C1 control, and turns the
+// direction of writing.
+const evil = "\x1b]0;owned\x07\u009b31m\u202e"
+
+// answer is what d says: Answer, and before it what a terminal must not see raw.
+func (d directives) answer() []string {
+	out := Answer(d.tokens)
+	if d.evil && len(out) > 0 {
+		out[0] = evil + out[0]
+	}
+	return out
 }
 
 // Answer returns the tokens of an answer of n tokens: always the same ones.

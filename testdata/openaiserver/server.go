@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 )
 
 const created = 1_700_000_000 // the same in every answer: answers are compared
@@ -41,7 +40,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.key != "" {
 		given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(s.key)) != 1 {
-			s.refuse(w, r, http.StatusUnauthorized, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
+			s.refuse(w, r, "", http.StatusUnauthorized, "invalid_api_key", "Incorrect API key provided.")
 			return
 		}
 	}
@@ -77,12 +76,12 @@ func (s *Server) oneModel(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.refuse(w, r, http.StatusNotFound, "invalid_request_error", "unknown_url",
+	s.refuse(w, r, "", http.StatusNotFound, "unknown_url",
 		fmt.Sprintf("Unknown request URL: %s %s.", r.Method, r.URL.Path))
 }
 
 func (s *Server) noModel(w http.ResponseWriter, r *http.Request, id string) {
-	s.refuse(w, r, http.StatusNotFound, "invalid_request_error", "model_not_found",
+	s.refuse(w, r, id, http.StatusNotFound, "model_not_found",
 		fmt.Sprintf("The model `%s` does not exist or you do not have access to it.", id))
 }
 
@@ -110,11 +109,11 @@ type message struct {
 func (s *Server) read(w http.ResponseWriter, r *http.Request) (*request, bool) {
 	var q request
 	if err := json.NewDecoder(io.LimitReader(r.Body, 64<<20)).Decode(&q); err != nil {
-		s.refuse(w, r, http.StatusBadRequest, "invalid_request_error", "", "We could not parse the JSON body of your request.")
+		s.refuse(w, r, "", http.StatusBadRequest, "", "We could not parse the JSON body of your request.")
 		return nil, false
 	}
 	if q.Model == "" {
-		s.refuse(w, r, http.StatusBadRequest, "invalid_request_error", "missing_required_parameter", "you must provide a model parameter")
+		s.refuse(w, r, "", http.StatusBadRequest, "missing_required_parameter", "you must provide a model parameter")
 		return nil, false
 	}
 	if !slices.Contains(s.models, q.Model) {
@@ -160,7 +159,7 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
 	}
 	chat := strings.HasSuffix(r.URL.Path, "/chat/completions")
 	if chat && len(q.Messages) == 0 {
-		s.refuse(w, r, http.StatusBadRequest, "invalid_request_error", "missing_required_parameter", "Missing required parameter: 'messages'.")
+		s.refuse(w, r, q.Model, http.StatusBadRequest, "missing_required_parameter", "Missing required parameter: 'messages'.")
 		return
 	}
 	d := parseDirectives(q.lastWords(), max(q.MaxTokens, q.MaxCompletionTokens))
@@ -168,7 +167,7 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
 		if d.status == http.StatusTooManyRequests || d.status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", "1")
 		}
-		s.refuse(w, r, d.status, "server_error", "asked_to_refuse", "refused by the AI server, as the test asked")
+		s.refuse(w, r, q.Model, d.status, "asked_to_refuse", "refused by the AI server, as the test asked")
 		return
 	}
 	x := s.log.begin(s.nextID.Load(), r, q.Model)
@@ -220,8 +219,14 @@ func (s *Server) embed(w http.ResponseWriter, r *http.Request) {
 	x.say("done")
 }
 
-func (s *Server) refuse(w http.ResponseWriter, r *http.Request, status int, kind, code, msg string) {
-	s.log.write(Event{Event: "refused", ID: s.nextID.Load(), Path: r.URL.Path, Status: status, At: time.Now()})
+// refuse answers with the official error object; model is the one asked for, as
+// far as that was read, and goes into the log.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, model string, status int, code, msg string) {
+	s.log.write(Event{Event: "refused", ID: s.nextID.Load(), Path: r.URL.Path, Model: model, Status: status})
+	kind := "invalid_request_error"
+	if status >= http.StatusInternalServerError {
+		kind = "server_error"
+	}
 	e := map[string]any{"message": msg, "type": kind, "param": nil, "code": nil}
 	if code != "" {
 		e["code"] = code

@@ -227,6 +227,7 @@ func TestParseDirectives(t *testing.T) {
 		"[tokens=999999999]":         {tokens: maxTokens, abort: -1},
 		"[first=2h] [think=2]":       {tokens: defaultTokens, abort: -1, first: maxWait, think: 2},
 		"[nonsense] [abort=0]":       {tokens: defaultTokens, nonsense: true},
+		"[evil]":                     {tokens: defaultTokens, abort: -1, evil: true},
 	} {
 		if got := parseDirectives(in, 0); got != want {
 			t.Errorf("%s: %+v, want %+v", in, got, want)
