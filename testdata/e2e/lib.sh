@@ -43,9 +43,9 @@ prepare() {
         fi
         export MINTAI
         ;;
-      natlab)
-        NATLAB=$WORK/natlab
-        (cd "$ROOT/testdata/natlab" && go build -o "$NATLAB" .)
+      natlab | openaisdk) # modules of their own
+        (cd "$ROOT/testdata/$what" && go build -o "$WORK/$what" .)
+        [ "$what" != natlab ] || NATLAB=$WORK/natlab
         ;;
       *) (cd "$ROOT" && go build -o "$WORK/$what" "./testdata/$what") ;;
     esac

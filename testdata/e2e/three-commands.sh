@@ -2,11 +2,12 @@
 # The three commands as a user types them: coordinator, miner and client in
 # processes of their own, with an empty HOME and the default ports, in a network
 # namespace of its own. With the built-in engine, the load simulator, and an
-# OpenAI-compatible server; then curl through `client proxy`.
+# OpenAI-compatible server; then curl and the official OpenAI SDK through
+# `client proxy`.
 # Root or unprivileged user namespaces; jq, curl, iproute2.
 . "$(dirname "$0")/lib.sh"
 
-[ -n "${E2E_NETWORK:-}" ] || { need jq curl script && prepare mintai openaiserver; }
+[ -n "${E2E_NETWORK:-}" ] || { need jq curl script && prepare mintai openaiserver openaisdk; }
 own_network "$@"
 
 HOME1=$WORK/home STRANGER=$WORK/stranger
@@ -178,6 +179,10 @@ body '[tokens=40] [delay=10ms] [abort=20]' true >q.json
 check "a stream that is cut ends with an error" eval '! curl -fsSN -H "Content-Type: application/json" -d @q.json "$API/v1/chat/completions" >cut.sse || grep -q "\"error\"" cut.sse'
 check "and not as if it were complete" eval '! grep -q "^data: \[DONE\]" cut.sse'
 check "embeddings pass" eval 'curl -fsS -H "Content-Type: application/json" -d "{\"model\":\"test-small\",\"input\":[\"a\",\"b\"]}" "$API/v1/embeddings" | jq -e ".data | length == 2"'
+
+check "the official SDK lists the models" eval '"$WORK/openaisdk" -url "$API/v1" -list | grep -qx test-small'
+check "and streams, byte-exact" eval '"$WORK/openaisdk" -url "$API/v1" -model test-small "$CANARY [tokens=60]" | cmp -s expected -'
+check "and learns that a stream was cut" eval '! "$WORK/openaisdk" -url "$API/v1" -model test-small "$CANARY [delay=5ms] [abort=6]"'
 
 # asked: how often the server was asked for something with a model named.
 asked() { grep -cE '"event":"(start|refused)".*"model":"' openai.log || true; }
