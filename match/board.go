@@ -32,9 +32,11 @@ type Board struct {
 
 	mu       sync.Mutex // guards what follows
 	entries  map[identity.NodeID]*entry
-	byModel  map[api.Model]map[*entry]struct{} // canonical name, for Pick
+	all      index
+	byModel  map[api.Model]*index // by canonical name
 	sessions map[identity.SessionID]*entry
 	turn     uint64 // decisions made
+	joined   uint64 // miners that ever joined
 	swept    time.Time
 	scratch  scratch
 }
@@ -42,6 +44,7 @@ type Board struct {
 // entry is one miner on the board.
 type entry struct {
 	text    string // of the NodeID
+	joined  uint64 // its place in the order of joining
 	lease   Lease
 	turn    uint64 // when it was last chosen
 	pending []pending
@@ -59,7 +62,7 @@ func NewBoard(judge Judge) *Board {
 	return &Board{
 		judge:    judge,
 		entries:  make(map[identity.NodeID]*entry),
-		byModel:  make(map[api.Model]map[*entry]struct{}),
+		byModel:  make(map[api.Model]*index),
 		sessions: make(map[identity.SessionID]*entry),
 	}
 }
@@ -72,20 +75,21 @@ func (b *Board) Put(lease Lease) {
 	defer b.mu.Unlock()
 	e := b.entries[lease.Miner]
 	if e == nil {
-		e = &entry{text: lease.Miner.String()}
+		b.joined++
+		e = &entry{text: lease.Miner.String(), joined: b.joined, lease: lease}
 		b.entries[lease.Miner] = e
-	} else {
-		b.unindexLocked(e)
-		b.dropLocked(e, func(p pending) bool { return p.established })
+		b.all.add(e)
+		b.indexLocked(e)
+		return
 	}
+	b.dropLocked(e, func(p pending) bool { return p.established })
+	if sameNames(e.lease.Models, lease.Models) {
+		e.lease = lease
+		return
+	}
+	b.unindexLocked(e)
 	e.lease = lease
-	for i := range lease.Models {
-		name := canonical(lease.Models[i].Name)
-		if b.byModel[name] == nil {
-			b.byModel[name] = make(map[*entry]struct{})
-		}
-		b.byModel[name][e] = struct{}{}
-	}
+	b.indexLocked(e)
 }
 
 // Remove forgets a miner that said goodbye or was lost.
@@ -99,18 +103,9 @@ func (b *Board) Remove(miner identity.NodeID) {
 
 func (b *Board) removeLocked(e *entry) {
 	b.unindexLocked(e)
+	b.all.remove(e)
 	b.dropLocked(e, func(pending) bool { return true })
 	delete(b.entries, e.lease.Miner)
-}
-
-func (b *Board) unindexLocked(e *entry) {
-	for i := range e.lease.Models {
-		name := canonical(e.lease.Models[i].Name)
-		delete(b.byModel[name], e)
-		if len(b.byModel[name]) == 0 {
-			delete(b.byModel, name)
-		}
-	}
 }
 
 // Len returns the number of miners on the board, silent ones included until
@@ -136,10 +131,17 @@ func (b *Board) Pick(n Needs, now time.Time) (Choice, error) {
 	s.candidates, s.entries, s.models = s.candidates[:0], s.entries[:0], s.models[:0]
 	defer func() { clear(s.entries); clear(s.models) }()
 
-	b.eachLocked(&n, &p, func(e *entry) {
-		if c, m, failed := b.considerLocked(e, &n, &p, now); failed == stepKept {
-			s.candidates, s.entries, s.models = append(s.candidates, c), append(s.entries, e), append(s.models, m)
+	free := 0
+	b.walkLocked(&n, &p, func(e *entry) bool {
+		c, m, failed := b.considerLocked(e, &n, &p, now)
+		if failed != stepKept {
+			return true
 		}
+		s.candidates, s.entries, s.models = append(s.candidates, c), append(s.entries, e), append(s.models, m)
+		if c.rank == 0 && c.free() {
+			free++
+		}
+		return free < enough
 	})
 	if len(s.candidates) == 0 {
 		return Choice{}, b.noMatchLocked(&n, &p, now)
@@ -154,31 +156,13 @@ func (b *Board) Pick(n Needs, now time.Time) (Choice, error) {
 	}, nil
 }
 
-// eachLocked visits the miners that can pass the pin and model filters.
-func (b *Board) eachLocked(n *Needs, p *pin, visit func(*entry)) {
-	switch {
-	case !p.id.IsZero():
-		if e := b.entries[p.id]; e != nil {
-			visit(e)
-		}
-	case n.Model != "":
-		for e := range b.byModel[canonical(n.Model)] {
-			visit(e)
-		}
-	default:
-		for _, e := range b.entries {
-			visit(e)
-		}
-	}
-}
-
 // considerLocked runs one miner through all filters, in their order.
 func (b *Board) considerLocked(e *entry, n *Needs, p *pin, now time.Time) (candidate, *Model, step) {
 	m, failed := consider(e, n, p, now)
 	if failed != stepKept {
 		return candidate{}, nil, failed
 	}
-	c := candidate{rank: m.rank(), score: 1, load: e.load(now), slots: e.lease.Slots, turn: e.turn}
+	c := candidate{rank: m.rank(), score: 1, load: e.load(now), slots: e.lease.Slots, turn: e.turn, joined: e.joined}
 	if n.Model != "" {
 		c.rank = 0 // the user named it: what serves it makes no difference
 	}

@@ -35,6 +35,7 @@ type candidate struct {
 	tokensPerSecond float64
 	load, slots     int
 	turn            uint64 // when it was last chosen; 0: never
+	joined          uint64 // its place in the order of joining
 }
 
 // free reports whether the request would not have to wait.
@@ -81,7 +82,7 @@ func choose(candidates []candidate, turn uint64) decision {
 		best := -1
 		for i := range candidates {
 			c := &candidates[i]
-			if runs(c) && c.free() && !c.measured() && c.score >= exploreScore && (best < 0 || c.turn < candidates[best].turn) {
+			if runs(c) && c.free() && !c.measured() && c.score >= exploreScore && (best < 0 || goesBefore(c, &candidates[best])) {
 				best = i
 			}
 		}
@@ -134,12 +135,16 @@ func choose(candidates []candidate, turn uint64) decision {
 	return decision{index: best, eta: typical.eta(&candidates[best])}
 }
 
-// goesBefore orders equals: by load for each slot, then by turn.
+// goesBefore orders equals: by load for each slot, then by turn, and by joining
+// among those that never had one.
 func goesBefore(a, b *candidate) bool {
 	if la, lb := a.load*b.slots, b.load*a.slots; la != lb {
 		return la < lb
 	}
-	return a.turn < b.turn
+	if a.turn != b.turn {
+		return a.turn < b.turn
+	}
+	return a.joined < b.joined
 }
 
 // assumption is the speed of a miner that nobody measured: the median of those
@@ -150,8 +155,7 @@ type assumption struct {
 }
 
 func assume(candidates []candidate) assumption {
-	var first []time.Duration
-	var rates []float64
+	first, rates := make([]time.Duration, 0, len(candidates)), make([]float64, 0, len(candidates))
 	for i := range candidates {
 		c := &candidates[i]
 		if c.firstToken > 0 {

@@ -96,14 +96,3 @@ func (b *Board) pinnedLocked(text string) pin {
 	}
 	return p
 }
-
-// names reports whether a model offered as have is the one asked for as want.
-// Ollama's tag "latest" is the one that need not be written.
-func names(want, have api.Model) bool {
-	return want == have || canonical(want) == canonical(have)
-}
-
-// canonical is the spelling by which models are indexed.
-func canonical(m api.Model) api.Model {
-	return api.Model(strings.TrimSuffix(string(m), ":latest"))
-}
