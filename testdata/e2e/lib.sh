@@ -198,8 +198,8 @@ code() { [ "$RC" = "$1" ]; }
 has() { grep -qiF -- "$2" "$WORK/$1"; }
 lacks() { ! grep -qF -- "$2" "$WORK/$1"; }
 
-# json NAME FILTER: the jq filter holds for NAME.out.
-json() { jq -e "$2" "$WORK/$1.out"; }
+# json NAME FILTER: NAME.out is one JSON value, and the jq filter holds for it.
+json() { jq -es "length == 1 and (.[0] | ($2))" "$WORK/$1.out"; }
 
 # link FILES...: the first join link that a coordinator printed.
 link() { (cd "$WORK" && cat "$@" | grep -oE 'mintai://[]a-z0-9:/.?=&[-]+' | head -n 1); }
@@ -210,8 +210,8 @@ start_coordinator() {
   as "$1" "$MINTAI" -mode coordinator "${@:2}"
   spawn coordinator "${PREFIX[@]}" "${CMD[@]}"
   COORDINATOR=$PID
-  await 15 link coordinator.out coordinator.err || return 1
-  LINK=$(link coordinator.out coordinator.err)
+  await 15 eval 'link coordinator.out coordinator.err || gone "$COORDINATOR"'
+  LINK=$(link coordinator.out coordinator.err) && [ -n "$LINK" ]
 }
 PREFIX=() # natlab exec HOST --, where a script runs in the laboratory
 
@@ -252,5 +252,11 @@ offers() {
   as "$1" "$MINTAI" -mode client models "${@:3}"
   "${PREFIX[@]}" timeout --foreground 20 "${CMD[@]}" </dev/null 2>/dev/null | grep -qF -- "$2"
 }
+
+# rss PID: its resident memory in MB.
+rss() { awk '/^VmRSS:/ {printf "%d\n", $2 / 1024}' "/proc/$1/status"; }
+
+# ports PID: the UDP and TCP ports that it listens on, as the system sees them.
+ports() { ss -Hlntup | awk -v pid="pid=$1," 'index($0, pid) {n = split($5, a, ":"); print a[n]}' | sort -un; }
 
 median() { sort -n | awk '{a[NR]=$1} END {if (NR) printf "%.1f\n", NR%2 ? a[(NR+1)/2] : (a[NR/2]+a[NR/2+1])/2}'; }

@@ -26,6 +26,16 @@ check "without a coordinator the client says so" code 5
 check "and its JSON has a code, a message and a hint" json nobody '.v == 1 and (.error | .code and .message and .hint)'
 
 must "a coordinator starts and prints a join link" start_coordinator "$HOME1"
+prints_ports() {
+  local port
+  [ -n "$(ports "$COORDINATOR")" ] || return
+  for port in $(ports "$COORDINATOR"); do
+    cat coordinator.out coordinator.err | grep -qE "[^0-9]$port([^0-9]|$)" || { echo "port $port is not printed" && return 1; }
+  done
+}
+check "it prints every port that the system sees" prints_ports
+check "/healthz answers on loopback" curl -fsS http://127.0.0.1:9464/healthz
+check "/metrics too, in Prometheus' form" eval 'curl -fsS http://127.0.0.1:9464/metrics | grep -q "^# TYPE "'
 SECRET=${LINK%%\?*} SECRET=${SECRET##*/}
 cp "$ROOT/config.example.toml" miner.toml
 start_miner "$HOME1" miner.toml
@@ -45,6 +55,14 @@ check "-json is one object with every field" json json '
   and .ttft_ms > 0 and .total_ms >= .ttft_ms and (.tokens | type == "number")
   and (.tokens_per_second | type == "number") and .attempts >= 1'
 check "stdout of -json is one line" eq 1 "$(wc -l <json.out)"
+mkfifo silent
+exec 9<>silent
+as "$HOME1" "$MINTAI" -mode client ask -q "what is 12 * 7"
+RC=0
+timeout 30 "${CMD[@]}" <&9 >silence.out 2>silence.err || RC=$?
+exec 9>&-
+check "an open but silent standard input is left after a while" eval 'code 0 && has silence.out 84 && [ -s silence.err ]'
+check "a miner takes no more than 40 MB" eval 'echo "$(rss "$MINER") MB" && [ "$(rss "$MINER")" -le 40 ]'
 ask models "$HOME1" -m no-such-model "hello"
 check "a model that nobody has: exit 4" code 4
 check "the message names it" has models.err no-such-model
@@ -96,6 +114,15 @@ ask byjoin "$STRANGER" -q "hello"
 check "and from then on without it" eval 'code 0 && cmp -s bylink.out byjoin.out'
 check "the secret is shown to nobody" lacks joined.err "$SECRET"
 stop "$MINER"
+sed 's/^tokens = 50/token = 50/' demo.toml >typo.toml
+as "$HOME1" "$MINTAI" -mode miner -config typo.toml
+run typo "${CMD[@]}"
+check "a typo in the configuration: exit 2, the line, the nearest key" eval 'code 2 && has typo.err typo.toml:7 && has typo.err tokens'
+find "$STRANGER" -type f -name '*key*' -exec chmod 644 {} +
+ask exposed "$STRANGER" -q "hello"
+check "a key that others can read is refused: exit 2" code 2
+rm -rf "$STRANGER"
+mkdir "$STRANGER"
 
 echo "# an OpenAI-compatible server, with everything logged"
 
@@ -168,6 +195,7 @@ spawn proxy "${CMD[@]}"
 PROXY=$PID
 API=http://127.0.0.1:11500
 must "the local endpoint opens" await 10 curl -fsS "$API/v1/models"
+check "an idle client takes no more than 40 MB" eval 'echo "$(rss "$PROXY") MB" && [ "$(rss "$PROXY")" -le 40 ]'
 check "it lists the models" eval 'curl -fsS "$API/v1/models" | jq -e ".data | map(.id) | index(\"test-small\")"'
 body() { jq -nc --arg p "$CANARY $1" --argjson s "$2" '{model: "test-small", stream: $s, stream_options: (if $s then {include_usage: true} else null end), messages: [{role: "user", content: $p}]} | del(..|nulls)'; }
 body '[tokens=60]' true >q.json
