@@ -94,6 +94,8 @@ const (
 	RefusalCode_REFUSAL_BAD_MESSAGE   RefusalCode = 2 // malformed, oversized, out of order
 	RefusalCode_REFUSAL_TOO_MANY      RefusalCode = 3 // rate or connection limit
 	RefusalCode_REFUSAL_SHUTTING_DOWN RefusalCode = 4
+	RefusalCode_REFUSAL_REPLACED      RefusalCode = 5 // the same key connected again
+	RefusalCode_REFUSAL_SLOW          RefusalCode = 6 // messages are not read
 )
 
 // Enum value maps for RefusalCode.
@@ -104,6 +106,8 @@ var (
 		2: "REFUSAL_BAD_MESSAGE",
 		3: "REFUSAL_TOO_MANY",
 		4: "REFUSAL_SHUTTING_DOWN",
+		5: "REFUSAL_REPLACED",
+		6: "REFUSAL_SLOW",
 	}
 	RefusalCode_value = map[string]int32{
 		"REFUSAL_UNSPECIFIED":   0,
@@ -111,6 +115,8 @@ var (
 		"REFUSAL_BAD_MESSAGE":   2,
 		"REFUSAL_TOO_MANY":      3,
 		"REFUSAL_SHUTTING_DOWN": 4,
+		"REFUSAL_REPLACED":      5,
+		"REFUSAL_SLOW":          6,
 	}
 )
 
@@ -3060,13 +3066,15 @@ const file_signal_proto_rawDesc = "" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_CLIENT\x10\x01\x12\x0e\n" +
 	"\n" +
-	"ROLE_MINER\x10\x02*\x8a\x01\n" +
+	"ROLE_MINER\x10\x02*\xb2\x01\n" +
 	"\vRefusalCode\x12\x17\n" +
 	"\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REFUSAL_NOT_ADMITTED\x10\x01\x12\x17\n" +
 	"\x13REFUSAL_BAD_MESSAGE\x10\x02\x12\x14\n" +
 	"\x10REFUSAL_TOO_MANY\x10\x03\x12\x19\n" +
-	"\x15REFUSAL_SHUTTING_DOWN\x10\x04*\x93\x01\n" +
+	"\x15REFUSAL_SHUTTING_DOWN\x10\x04\x12\x14\n" +
+	"\x10REFUSAL_REPLACED\x10\x05\x12\x10\n" +
+	"\fREFUSAL_SLOW\x10\x06*\x93\x01\n" +
 	"\rCandidateKind\x12\x19\n" +
 	"\x15CANDIDATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCANDIDATE_HOST\x10\x01\x12\x13\n" +

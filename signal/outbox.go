@@ -1,0 +1,132 @@
+package signal
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"mintai/signal/signalpb"
+)
+
+// ErrQueueFull says that the other end reads too slowly for what it is sent.
+var ErrQueueFull = errors.New("signal: send queue full")
+
+// ErrClosed says that the connection has ended.
+var ErrClosed = errors.New("signal: connection closed")
+
+// outboxLimit is how many messages may wait for the network.
+const outboxLimit = 64
+
+// outbox is the bounded send queue of one stream. Its writer goroutine lives
+// only while there is something to write, so that an idle connection costs no
+// stack. Whoever owns the outbox calls close, which waits for the writer.
+type outbox struct {
+	stream *quic.Stream
+	failed func(error) // called once, by the writer, when the stream is broken
+
+	mu      sync.Mutex // guards all below
+	queue   [][]byte
+	writing bool
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+func newOutbox(stream *quic.Stream, failed func(error)) *outbox {
+	return &outbox{stream: stream, failed: failed}
+}
+
+// send queues messages and returns at once. All of one call leave in one Write,
+// in one packet when they fit.
+func (o *outbox) send(envs ...*signalpb.Envelope) error {
+	frames := make([][]byte, 0, len(envs))
+	for _, env := range envs {
+		frame, err := encode(env)
+		if err != nil {
+			return err
+		}
+		frames = append(frames, frame)
+	}
+	return o.sendFrames(frames)
+}
+
+func (o *outbox) sendFrames(frames [][]byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return ErrClosed
+	}
+	if len(o.queue)+len(frames) > outboxLimit {
+		return ErrQueueFull
+	}
+	o.queue = append(o.queue, frames...)
+	if !o.writing {
+		o.writing = true
+		o.wg.Go(o.write)
+	}
+	return nil
+}
+
+// write empties the queue and ends.
+func (o *outbox) write() {
+	for {
+		batch := o.take()
+		if batch == nil {
+			return
+		}
+		_ = o.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := o.stream.Write(batch); err != nil {
+			o.mu.Lock()
+			first := !o.closed
+			o.closed, o.writing, o.queue = true, false, nil
+			o.mu.Unlock()
+			if first {
+				o.failed(err)
+			}
+			return
+		}
+	}
+}
+
+// take joins what waits. When nothing does, it marks the writer as gone.
+func (o *outbox) take() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch len(o.queue) {
+	case 0:
+		o.writing, o.queue = false, nil // the slice is given back too
+		return nil
+	case 1:
+		batch := o.queue[0]
+		o.queue = o.queue[:0]
+		return batch
+	}
+	var n int
+	for _, f := range o.queue {
+		n += len(f)
+	}
+	batch := make([]byte, 0, n)
+	for i, f := range o.queue {
+		batch = append(batch, f...)
+		o.queue[i] = nil
+	}
+	o.queue = o.queue[:0]
+	return batch
+}
+
+// finish takes no further messages, waits for the writer and ends the stream's
+// sending half, so that everything queued reaches the other end.
+func (o *outbox) finish() {
+	o.shut()
+	_ = o.stream.Close()
+}
+
+// shut takes no further messages and waits for the writer. A broken connection
+// or the write timeout ends the wait.
+func (o *outbox) shut() {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.wg.Wait()
+}

@@ -1,0 +1,250 @@
+package signal
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"mintai/signal/signalpb"
+)
+
+// NoMatchError says that the coordinator found no miner, and why.
+type NoMatchError struct{ NoMatch *signalpb.NoMatch }
+
+// Error shows the coordinator's line.
+func (e *NoMatchError) Error() string {
+	if m := e.NoMatch.GetMessage(); m != "" {
+		return m
+	}
+	return "no miner matches"
+}
+
+// ErrNotConnected says that there is no connection to the coordinator now.
+var ErrNotConnected = errors.New("not connected to the coordinator")
+
+// UnreachableError says that the coordinator could not be asked in time.
+type UnreachableError struct {
+	Addrs []string // where it was looked for
+	Err   error    // the newest failure; nil: no answer at all
+}
+
+// Error names the address and the failure.
+func (e *UnreachableError) Error() string {
+	s := "no answer from the coordinator"
+	if len(e.Addrs) > 0 {
+		s += " at " + e.Addrs[0]
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns ErrNotConnected and the newest failure.
+func (e *UnreachableError) Unwrap() []error { return []error{ErrNotConnected, e.Err} }
+
+// errNoAnswer is the cause of a request's own deadline.
+var errNoAnswer = errors.New("no answer in time")
+
+// Update is a later answer to a match: another miner, or none.
+type Update struct {
+	Grant *signalpb.Grant // nil when Err is set
+	Err   error           // a *NoMatchError or *RefusedError
+
+	models *signalpb.Models
+}
+
+// updateLimit is how many answers may wait; the oldest are dropped.
+const updateLimit = 8
+
+// Matching is an answered match. While it is open, later answers arrive too:
+// another Grant after a miner declined, or a NoMatch.
+type Matching struct {
+	Grant *signalpb.Grant // the first
+
+	node    *Node
+	request *request
+}
+
+// Updates delivers the later answers, newest last. It is never closed.
+func (m *Matching) Updates() <-chan Update { return m.request.answers }
+
+// Close ends the interest in later answers.
+func (m *Matching) Close() { m.node.drop(m.request) }
+
+// request is a question that waits for answers with its nonce.
+type request struct {
+	nonce   [nonceSize]byte
+	env     *signalpb.Envelope
+	early   bool // may be sent in 0-RTT
+	answers chan Update
+
+	// Guarded by Node.mu.
+	sentOn *link
+	heard  uint64 // packets received on sentOn when it was sent
+	done   bool   // the first answer is there: not to be sent again
+}
+
+// Match asks for a miner and returns the first answer. It may be called before
+// Run has connected: then the request leaves in one flight with the Hello, in
+// 0-RTT when a ticket is stored. When the connection breaks, the request is sent
+// again with the same nonce. An empty nonce is filled in. It ends with a
+// *NoMatchError, a *RefusedError, an identity error, an *UnreachableError after
+// Deadlines.Match, or the cause of ctx.
+func (n *Node) Match(ctx context.Context, req *signalpb.MatchRequest) (*Matching, error) {
+	req = proto.CloneOf(req)
+	r := newRequest(req.GetNonce(), true)
+	req.Nonce = r.nonce[:]
+	r.env = &signalpb.Envelope{Message: &signalpb.Envelope_MatchRequest{MatchRequest: req}}
+	if err := Validate(r.env); err != nil {
+		return nil, err
+	}
+	first, err := n.await(ctx, r)
+	if err != nil {
+		n.drop(r)
+		return nil, err
+	}
+	return &Matching{Grant: first.Grant, node: n, request: r}, nil
+}
+
+// Models asks what is offered, by whom. The errors are those of Match.
+func (n *Node) Models(ctx context.Context) (*signalpb.Models, error) {
+	r := newRequest(nil, false)
+	r.env = &signalpb.Envelope{Message: &signalpb.Envelope_ModelsRequest{ModelsRequest: &signalpb.ModelsRequest{Nonce: r.nonce[:]}}}
+	defer n.drop(r)
+	first, err := n.await(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return first.models, nil
+}
+
+func newRequest(nonce []byte, early bool) *request {
+	r := &request{early: early, answers: make(chan Update, updateLimit)}
+	if len(nonce) == nonceSize {
+		copy(r.nonce[:], nonce)
+	} else {
+		_, _ = rand.Read(r.nonce[:]) // never fails: crypto/rand aborts the process instead
+	}
+	return r
+}
+
+// await registers r, gets it sent, and returns its first answer.
+func (n *Node) await(ctx context.Context, r *request) (Update, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.Deadlines.Match, errNoAnswer)
+	defer cancel()
+	n.add(r)
+	stale := time.NewTicker(n.cfg.Deadlines.Stale)
+	defer stale.Stop()
+	for {
+		select {
+		case u := <-r.answers:
+			return u, u.Err
+		case <-stale.C:
+			n.checkStale(r)
+		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
+				return Update{}, err
+			}
+			return Update{}, &UnreachableError{Addrs: n.cfg.Addrs, Err: n.Status().Err}
+		}
+	}
+}
+
+// add makes r known. It is sent at once when the connection permits; otherwise
+// the dialing side is woken.
+func (n *Node) add(r *request) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.requests[r.nonce] = r
+	if n.link != nil {
+		n.flushLocked(n.link)
+		return
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default: // already woken
+	}
+}
+
+func (n *Node) drop(r *request) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.requests[r.nonce] == r {
+		delete(n.requests, r.nonce)
+	}
+}
+
+// flushLocked sends what waits and may be sent on l now, in one flight, after
+// the messages before.
+func (n *Node) flushLocked(l *link, before ...*signalpb.Envelope) {
+	envs := before
+	for _, r := range n.requests {
+		if r.sentOn != l && !r.done && (r.early || l.complete) {
+			r.sentOn, r.heard = l, l.conn.ConnectionStats().PacketsReceived
+			envs = append(envs, r.env)
+		}
+	}
+	if len(envs) == 0 {
+		return
+	}
+	if err := l.out.send(envs...); err != nil {
+		l.abort(CloseDone, err)
+	}
+}
+
+// checkStale ends a connection on which nothing at all came since r was sent:
+// its coordinator is gone, and a new one may stand at the same address.
+func (n *Node) checkStale(r *request) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := r.sentOn
+	if l != nil && l == n.link && l.complete && l.conn.ConnectionStats().PacketsReceived == r.heard {
+		l.abort(CloseTimeout, errNoAnswer)
+	}
+}
+
+// answer gives an answer to whoever waits for it and reports whether somebody
+// does.
+func (n *Node) answer(nonce []byte, u Update) bool {
+	if len(nonce) != nonceSize {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r, ok := n.requests[[nonceSize]byte(nonce)]
+	if !ok {
+		return false
+	}
+	r.giveLocked(u)
+	return true
+}
+
+func (r *request) giveLocked(u Update) {
+	r.done = true
+	for {
+		select {
+		case r.answers <- u:
+			return
+		default:
+		}
+		select {
+		case <-r.answers: // only Node.mu's holder fills it: there is room now
+		default:
+		}
+	}
+}
+
+// failAll ends every waiting request with err.
+func (n *Node) failAll(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.requests {
+		if !r.done {
+			r.giveLocked(Update{Err: err})
+		}
+	}
+}

@@ -1,0 +1,375 @@
+package signal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
+
+	"mintai/identity"
+	"mintai/signal/signalpb"
+)
+
+// Joining is a node that asks to be let in.
+type Joining struct {
+	Node   identity.NodeID // proven, or resumed from a proven session
+	Remote netip.AddrPort
+	Hello  *signalpb.Hello
+}
+
+// ServerHandler is told what happens to peers. Its methods are called from a
+// goroutine of each peer, one at a time and in order for one peer, concurrently
+// for several. They must not block for long: meanwhile that peer is not read.
+type ServerHandler interface {
+	// Joined: the peer proved its key and was admitted. A peer that it replaces
+	// has left before.
+	Joined(*Peer)
+	// Message: anything that the peer's role may send except Hello and Goodbye.
+	// A MatchRequest, and nothing else, may come before Joined, when
+	// Peer.Early; each nonce comes once, whatever is resent or replayed. A peer
+	// whose handshake then fails neither joins nor leaves.
+	Message(*Peer, *signalpb.Envelope)
+	// Left: the connection has ended, with nil when the node said goodbye. It is
+	// called once for each Joined.
+	Left(*Peer, error)
+}
+
+// ServerConfig says how a Server works. Key, Conn, Admit and Handler are
+// required.
+type ServerConfig struct {
+	// Key is the coordinator's identity.
+	Key *identity.Key
+	// Conn carries the connections. The server listens on it and does not close
+	// it. Give it ResetKey before its first use.
+	Conn *quic.Transport
+	// Admit decides about each connection, also a resumed one, so that a ban
+	// holds at once. It returns how the node was admitted ("local", "member",
+	// "open") and who is accountable for it. The text of an error reaches the
+	// node; a *CloseError chooses the code too. In 0-RTT it is called before the
+	// node proved its key anew: it must only decide, and write nothing.
+	Admit func(Joining) (admittedAs, principal string, err error)
+	// Handler is told about peers and their messages.
+	Handler ServerHandler
+	// Limits bounds what strangers can cost.
+	Limits Limits
+	// LeaseTTL is told to miners. Zero: 60 s.
+	LeaseTTL time.Duration
+	// Version is told to nodes; it may be empty.
+	Version string
+	Log     zerolog.Logger
+}
+
+// Server is the coordinator's side. Make it with NewServer, run it with Serve.
+type Server struct {
+	cfg      ServerConfig
+	listener *quic.EarlyListener
+	early    *earlyWindow
+	replies  *replies
+	gate     *gate
+	counters counters
+
+	mu    sync.Mutex                  // guards all below
+	nodes map[identity.NodeID][]*Peer // joined, oldest first
+	count int                         // of joined peers
+	open  map[*Peer]struct{}          // every connection that has a stream
+	down  bool
+}
+
+// NewServer starts to listen. Connections wait until Serve is called.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	if cfg.Key == nil || cfg.Conn == nil || cfg.Admit == nil || cfg.Handler == nil {
+		return nil, errors.New("signal: ServerConfig lacks Key, Conn, Admit or Handler")
+	}
+	if cfg.LeaseTTL == 0 {
+		cfg.LeaseTTL = time.Minute
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	s := &Server{
+		cfg:     cfg,
+		replies: newReplies(),
+		nodes:   make(map[identity.NodeID][]*Peer),
+		open:    make(map[*Peer]struct{}),
+	}
+	tlsConf, err := cfg.Key.ServerTLS(ALPN, nil)
+	if err != nil {
+		return nil, err
+	}
+	tlsConf.GetConfigForClient = s.countALPN
+	s.early = newEarlyWindow(tlsConf, time.Now())
+	s.gate = newGate(cfg.Limits)
+	if cfg.Conn.VerifySourceAddress == nil {
+		cfg.Conn.VerifySourceAddress = s.gate.needsRetry
+	}
+	s.listener, err = cfg.Conn.ListenEarly(tlsConf, s.quicConfig())
+	if err != nil {
+		return nil, fmt.Errorf("signal: %w", err)
+	}
+	return s, nil
+}
+
+// quicConfig keeps an idle connection small: one stream, no datagrams, small
+// windows. The node keeps the connection alive, not the coordinator.
+func (s *Server) quicConfig() *quic.Config {
+	base := &quic.Config{
+		HandshakeIdleTimeout:           handshakeTimeout,
+		MaxIdleTimeout:                 idleTimeout,
+		InitialStreamReceiveWindow:     2 * MaxMessage,
+		MaxStreamReceiveWindow:         2 * MaxMessage,
+		InitialConnectionReceiveWindow: 2 * MaxMessage,
+		MaxConnectionReceiveWindow:     2 * MaxMessage,
+		MaxIncomingStreams:             1,
+		MaxIncomingUniStreams:          -1,
+		InitialPacketSize:              1200,
+		DisablePathMTUDiscovery:        true, // small messages; probes cost every idle peer
+		Allow0RTT:                      true,
+	}
+	listen := base.Clone()
+	listen.GetConfigForClient = func(info *quic.ClientInfo) (*quic.Config, error) {
+		s.early.tick(time.Now())
+		s.counters.handshakes.Add(1)
+		if err := s.gate.admit(info); err != nil {
+			s.counters.rateLimited.Add(1)
+			return nil, err
+		}
+		return base, nil
+	}
+	return listen
+}
+
+// Serve accepts nodes until ctx ends or the transport closes. At the end every
+// peer is told that the coordinator shuts down; Serve returns when all have
+// left. The error is nil when ctx ended.
+func (s *Server) Serve(ctx context.Context) error {
+	peers, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	var err error
+	for {
+		var conn *quic.Conn
+		if conn, err = s.listener.Accept(ctx); err != nil {
+			break
+		}
+		wg.Go(func() { s.serveConn(peers, conn) })
+	}
+	s.shutdown()
+	stop()
+	_ = s.listener.Close()
+	for { // what was accepted by the listener alone
+		conn, err := s.listener.Accept(context.WithoutCancel(ctx))
+		if err != nil {
+			break
+		}
+		wg.Go(func() { s.serveConn(peers, conn) })
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("signal: accepting: %w", err)
+}
+
+// Close stops listening when Serve was never called.
+func (s *Server) Close() error { return s.listener.Close() }
+
+func (s *Server) shutdown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = true
+	for p := range s.open {
+		p.end(&CloseError{Code: CloseShuttingDown, Message: "the coordinator shuts down"})
+	}
+}
+
+// serveConn owns one connection from its first stream to its end.
+func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
+	log := s.cfg.Log.With().Stringer("remote", conn.RemoteAddr()).Logger()
+	hello, cancel := context.WithTimeout(ctx, handshakeTimeout+helloTimeout)
+	stream, err := conn.AcceptStream(hello)
+	cancel()
+	if err != nil {
+		s.noStream(conn, err, log)
+		return
+	}
+	p := &Peer{server: s, conn: conn, stream: stream, done: make(chan struct{}),
+		pace: rate.NewLimiter(rate.Limit(s.cfg.Limits.MessagesPerSecond), s.cfg.Limits.MessageBurst)}
+	p.out = newOutbox(stream, func(err error) {
+		p.end(&CloseError{Code: CloseSlow, Message: "messages are not read", Err: err})
+	})
+	_ = stream.SetReadDeadline(time.Now().Add(helloTimeout))
+	if reason := s.admitOpen(p); reason != nil {
+		p.end(reason)
+	}
+	err = p.serve(ctx)
+	p.hangUp(err)
+	s.mu.Lock()
+	delete(s.open, p)
+	s.mu.Unlock()
+	s.logEnd(log, p, err)
+	p.leave(err)
+}
+
+// noStream ends a connection that said nothing.
+func (s *Server) noStream(conn *quic.Conn, err error, log zerolog.Logger) {
+	code := CloseTimeout
+	if conn.Context().Err() != nil {
+		s.counters.handshakeFailed.Add(1)
+	} else {
+		s.counters.helloTimeout.Add(1)
+	}
+	if s.isDown() {
+		code = CloseShuttingDown
+	}
+	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), "no Hello in time")
+	log.Debug().Err(err).Msg("connection without a Hello")
+}
+
+func (s *Server) isDown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down
+}
+
+// admitOpen counts a connection that is not yet a peer.
+func (s *Server) admitOpen(p *Peer) *CloseError {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open[p] = struct{}{}
+	switch {
+	case s.down:
+		return &CloseError{Code: CloseShuttingDown, Message: "the coordinator shuts down"}
+	case s.count >= s.cfg.Limits.MaxNodes, len(s.open)-s.count > s.cfg.Limits.MaxWaiting:
+		s.counters.rateLimited.Add(1)
+		return &CloseError{Code: CloseTooMany, Message: "the coordinator is full"}
+	}
+	return nil
+}
+
+// hangUp sends the reason, lets it arrive, and closes the connection.
+func (p *Peer) hangUp(err error) {
+	var reason *CloseError
+	switch {
+	case err == nil:
+		reason = &CloseError{Code: CloseDone}
+	case !errors.As(err, &reason): // the other end or the network ended it
+		reason = &CloseError{Code: CloseDone}
+	}
+	if code := reason.Code.refusal(); code != signalpb.RefusalCode_REFUSAL_UNSPECIFIED && p.conn.Context().Err() == nil {
+		message := truncate(reason.Message, MaxText)
+		_ = p.out.send(&signalpb.Envelope{Message: &signalpb.Envelope_Refused{Refused: &signalpb.Refused{
+			Code: code, Message: message, RetryAfterMs: retryAfter(reason.Code).Milliseconds(),
+		}}})
+		_ = p.stream.SetWriteDeadline(time.Now().Add(linger))
+		p.out.finish()
+		timer := time.NewTimer(linger)
+		select {
+		case <-p.conn.Context().Done(): // a node that reads the reason hangs up
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	_ = p.conn.CloseWithError(quic.ApplicationErrorCode(reason.Code), truncate(reason.Message, 128))
+	p.out.shut()
+}
+
+// retryAfter is the advice that a Refused carries; 0: do not retry by yourself.
+func retryAfter(code CloseCode) time.Duration {
+	switch code {
+	case CloseShuttingDown:
+		return time.Second
+	case CloseTooMany, CloseSlow, CloseTimeout:
+		return 5 * time.Second
+	case CloseDone, CloseBadMessage, CloseNotAdmitted, CloseReplaced, CloseLostRace, closeCodes:
+	}
+	return 0
+}
+
+func (s *Server) logEnd(log zerolog.Logger, p *Peer, err error) {
+	event := log.Debug()
+	var reason *CloseError
+	if errors.As(err, &reason) && reason.Code != CloseShuttingDown && reason.Code != CloseReplaced {
+		event = log.Warn()
+	}
+	if !p.node.IsZero() {
+		event = event.Str("peer", p.node.Short())
+	}
+	event.Err(err).Msg("connection ended")
+}
+
+// enter puts a peer into the table. It ends the ones that it replaces and waits
+// until they have left: another connection of the same miner, or the oldest
+// ones of a client that has too many.
+func (s *Server) enter(p *Peer) {
+	allowed := s.cfg.Limits.MaxPerClient
+	if p.role == signalpb.Role_ROLE_MINER {
+		allowed = 1
+	}
+	s.mu.Lock()
+	var replaced []*Peer
+	for _, old := range s.nodes[p.node] {
+		if old.role == p.role {
+			replaced = append(replaced, old)
+		}
+	}
+	replaced = replaced[:max(0, len(replaced)-allowed+1)]
+	s.nodes[p.node] = append(s.nodes[p.node], p)
+	s.count++
+	s.mu.Unlock()
+	for _, old := range replaced {
+		s.counters.replaced.Add(1)
+		old.Close(CloseReplaced, "the same key connected again")
+		<-old.done // bounded by linger and the write timeout
+	}
+	s.counters.joined.Add(1)
+}
+
+func (s *Server) exit(p *Peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := s.nodes[p.node][:0]
+	for _, q := range s.nodes[p.node] {
+		if q != p {
+			kept = append(kept, q)
+		}
+	}
+	if len(kept) == 0 {
+		delete(s.nodes, p.node)
+	} else {
+		s.nodes[p.node] = kept
+	}
+	s.count--
+}
+
+// Peer returns the newest connection of a node that has joined.
+func (s *Server) Peer(id identity.NodeID) (*Peer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	peers := s.nodes[id]
+	if len(peers) == 0 {
+		return nil, false
+	}
+	return peers[len(peers)-1], true
+}
+
+// Len is the number of joined connections.
+func (s *Server) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}
+
+// truncate cuts s to at most n bytes without breaking a character.
+func truncate(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 { // RFC 3629: a continuation byte
+		n--
+	}
+	return s[:n]
+}
