@@ -29,15 +29,20 @@ func (pionLog) Debugf(string, ...any) {}
 func (pionLog) Info(string)           {}
 func (pionLog) Infof(string, ...any)  {}
 
-func (p pionLog) Warn(msg string)  { p.log.Trace().Msg(msg) }
+// Warn is what an agent without candidates says at each tick.
+func (pionLog) Warn(string) {}
+
+// Error passes the message on.
 func (p pionLog) Error(msg string) { p.log.Debug().Msg(msg) }
 
+// Warnf is mostly about a datagram that a stranger sent.
 func (p pionLog) Warnf(format string, args ...any) {
 	if e := p.log.Trace(); e.Enabled() {
 		e.Msg(fmt.Sprintf(format, args...))
 	}
 }
 
+// Errorf passes the message on.
 func (p pionLog) Errorf(format string, args ...any) {
 	if e := p.log.Debug(); e.Enabled() {
 		e.Msg(fmt.Sprintf(format, args...))
