@@ -9,8 +9,16 @@ import (
 	"time"
 )
 
-// maxPiece is the most that one step of a write hands on.
-const maxPiece = maxBlock
+const (
+	// maxPiece is the most that one step of a write hands on.
+	maxPiece = maxBlock
+	// directWrite is the largest write that the handler's goroutine sends
+	// itself. Larger ones go through the history, where copying the next piece
+	// overlaps with sending this one.
+	directWrite = 4 << 10
+	// maxLead is how far a handler may run ahead of an attached client.
+	maxLead = 2 * maxPiece
+)
 
 // Ends of an attachment that say nothing about the answer itself.
 var (
@@ -56,7 +64,7 @@ type answer struct {
 func newAnswer(base context.Context, key answerKey, cfg *ServerConfig, reg *registry, stats *counters) *answer {
 	a := &answer{
 		key:    key,
-		keep:   min(streamWindow+2*maxPiece, int(cfg.BufferPerClient)),
+		keep:   min(streamWindow+maxLead+2*maxBlock, int(cfg.BufferPerClient)),
 		window: cfg.ResumeWindow,
 		reg:    reg,
 		stats:  stats,
@@ -87,7 +95,7 @@ func (a *answer) writePiece(p []byte) (int, error) {
 		if a.stopped {
 			return 0, context.Cause(a.ctx)
 		}
-		if att := a.att; att != nil && att.direct {
+		if att := a.att; att != nil && att.direct && len(p) <= directWrite {
 			a.keepSentLocked(p)
 			att.startLocked()
 			a.mu.Unlock()
@@ -96,7 +104,7 @@ func (a *answer) writePiece(p []byte) (int, error) {
 			a.wroteLocked(att, len(p), err)
 			return len(p), nil // kept: a lost path loses nothing
 		}
-		if n := a.keepLocked(p, a.sentLocked()); n > 0 {
+		if n := a.fillLocked(p); n > 0 {
 			a.cond.Broadcast()
 			return n, nil
 		}
@@ -118,13 +126,21 @@ func (a *answer) wroteLocked(att *attachment, n int, err error) {
 	a.cond.Broadcast()
 }
 
-// sentLocked is the offset below which bytes may be dropped for newer ones.
-// Without a client nothing is: it may come back for all of it.
-func (a *answer) sentLocked() int64 {
-	if a.att == nil {
-		return a.kept.base
+// fillLocked puts p, or the part that fits, into the history for the attachment
+// to send.
+func (a *answer) fillLocked(p []byte) int {
+	sent := a.kept.base // without a client nothing is dropped: it may come back for all of it
+	if a.att != nil {
+		sent = a.att.sent
+		// Some lead lets copying and sending overlap; more would crowd out
+		// what may have to be sent again.
+		lead := a.kept.end - sent
+		if lead >= maxLead {
+			return 0
+		}
+		a.att.direct = false
 	}
-	return a.att.sent
+	return a.keepLocked(p, sent)
 }
 
 // keepSentLocked keeps p, which goes out at this moment, at the cost of older

@@ -13,11 +13,8 @@ import (
 )
 
 const (
-	// smallWrite is the largest write that is queued without waiting for the
-	// stream: a token or a few, framed and written in one call.
-	smallWrite = 1 << 10
-	// queueLimit bounds what is queued that way before a write must wait until
-	// everything before it was sent, whatever window the client grants.
+	// queueLimit bounds what is queued on a stream before a write must wait
+	// until everything before it was sent, whatever window the client grants.
 	queueLimit = 16 << 10
 )
 
@@ -27,9 +24,10 @@ type attachment struct {
 	qs    *quic.Stream
 	stall time.Duration // longest wait for the client to read
 	str   *http3.Stream // once the head is sent
-	head  bool          // no body: the request was HEAD
 
-	queued int // bytes queued since the last write that waited
+	noBody bool   // the request was HEAD
+	queued int    // bytes queued since the last write that waited
+	frame  []byte // scratch for small DATA frames
 
 	// The answer's mutex guards what follows.
 	sent   int64     // body offset of the next byte to send
@@ -89,12 +87,12 @@ func (a *answer) carryLocked(att *attachment) error {
 		case att.sent < a.kept.base:
 			return errBroken // dropped meanwhile: never skip bytes
 		case att.sent < a.kept.end:
-			p := a.kept.at(att.sent)
+			head, payload, n := a.kept.at(att.sent).frame(att.sent)
 			att.startLocked()
 			a.mu.Unlock()
-			err := att.write(p)
+			err := att.writeFrame(head, payload)
 			a.mu.Lock()
-			a.wroteLocked(att, len(p), err)
+			a.wroteLocked(att, n, err)
 			a.cond.Broadcast() // room for the handler
 		case a.ended && a.failure != nil:
 			return errBroken
@@ -187,8 +185,8 @@ func (t *attachment) inform(code int, header http.Header) {
 	clear(h)
 }
 
-// sendHead sends status and header and takes the stream over, so that a DATA
-// frame can be written in one call.
+// sendHead sends status and header and takes the stream over: http3 would write
+// a DATA frame's header and payload in two calls, and so in two packets.
 func (t *attachment) sendHead(status int, header http.Header) error {
 	h := t.w.Header()
 	for name, values := range header {
@@ -209,19 +207,36 @@ func (t *attachment) sendHead(status int, header http.Header) error {
 
 // write sends p in a DATA frame. It returns once the bytes are queued or sent.
 func (t *attachment) write(p []byte) error {
-	if t.head || len(p) == 0 {
+	if t.noBody || len(p) == 0 {
 		return nil
 	}
-	if len(p) <= smallWrite && t.queued+len(p) <= queueLimit {
-		switch err := t.str.TryWriteAll(p); {
+	t.frame = append(appendDataHeader(t.frame[:0], len(p)), p...)
+	if t.queued+len(t.frame) <= queueLimit {
+		switch err := t.qs.TryWriteAll(t.frame); {
 		case err == nil:
-			t.queued += len(p)
+			t.queued += len(t.frame)
 			return nil
 		case !errors.Is(err, quic.ErrWouldBlock):
 			return err
 		}
 	}
 	t.queued = 0
-	_, err := t.str.Write(p)
+	_, err := t.qs.Write(t.frame)
+	return err
+}
+
+// writeFrame sends a whole DATA frame and returns when all but the last packet
+// is sent.
+func (t *attachment) writeFrame(head, payload []byte) error {
+	if t.noBody {
+		return nil
+	}
+	t.queued = 0
+	if len(head) > 0 {
+		if _, err := t.qs.Write(head); err != nil {
+			return err
+		}
+	}
+	_, err := t.qs.Write(payload)
 	return err
 }

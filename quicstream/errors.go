@@ -35,6 +35,9 @@ var (
 	// ErrServerClosed is the cause of a handler's context after the deadline of
 	// Server.Shutdown, and the result of Serve after Shutdown.
 	ErrServerClosed = errors.New("the tunnel server is closed")
+	// ErrGoingAway says that the miner is shutting down and was not sent the
+	// request. Running answers go on.
+	ErrGoingAway = errors.New("the miner is shutting down")
 	// ErrBadMethod refuses CONNECT and protocol upgrades before they are sent.
 	ErrBadMethod = errors.New("CONNECT and upgrades do not pass the tunnel")
 	// ErrHeaderTooLarge refuses a request head over MaxHeaderBytes before it

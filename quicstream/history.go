@@ -1,17 +1,51 @@
 package quicstream
 
+import "github.com/quic-go/quic-go/quicvarint"
+
 const (
 	minBlock = 2 << 10   // most answers are a few kilobytes
 	maxBlock = 256 << 10 // bulk runs in steps of this size
 )
 
+// headroom is the space before a block's bytes in which a DATA frame's header
+// can be put, so that header and payload go out in one write.
+const headroom = 8
+
 // block is a piece of kept body; b grows up to its capacity and never moves.
 type block struct {
 	start int64 // offset of b[0] in the body
 	b     []byte
+	raw   []byte // headroom and b
+}
+
+func newBlock(start int64, n int) block {
+	raw := make([]byte, headroom+n)
+	return block{start: start, b: raw[headroom:headroom], raw: raw}
 }
 
 func (k *block) end() int64 { return k.start + int64(len(k.b)) }
+
+// frame returns the block's bytes from offset on in a DATA frame (RFC 9114
+// §7.2.1) of its own. Bytes from the block's start carry their header; for
+// others head is to be written first.
+func (k *block) frame(offset int64) (head, payload []byte, n int) {
+	var buf [headroom]byte
+	from := int(offset - k.start)
+	n = len(k.b) - from
+	head = appendDataHeader(buf[:0], n)
+	if from > 0 {
+		return head, k.b[from:], n
+	}
+	start := headroom - len(head)
+	copy(k.raw[start:], head)
+	return nil, k.raw[start : headroom+len(k.b)], n
+}
+
+// appendDataHeader appends the header of a DATA frame with n bytes.
+func appendDataHeader(b []byte, n int) []byte {
+	const frameData = 0x00
+	return quicvarint.Append(append(b, frameData), uint64(n))
+}
 
 // history holds the bytes [base, end) of an answer's body. It is plain data:
 // its owner locks, pays for the blocks and decides what may be dropped.
@@ -40,7 +74,7 @@ func (h *history) nextSize() int {
 
 // add appends an empty block of n bytes.
 func (h *history) add(n int) {
-	h.blocks = append(h.blocks, block{start: h.end, b: make([]byte, 0, n)})
+	h.blocks = append(h.blocks, newBlock(h.end, n))
 	h.size += n
 }
 
@@ -75,9 +109,10 @@ func (h *history) drop() int {
 
 // recycle makes the oldest block the newest, empty one.
 func (h *history) recycle() {
-	b := h.blocks[0].b[:0]
+	k := h.blocks[0]
 	h.shift()
-	h.blocks = append(h.blocks, block{start: h.end, b: b})
+	k.start, k.b = h.end, k.b[:0]
+	h.blocks = append(h.blocks, k)
 }
 
 func (h *history) shift() {
@@ -96,12 +131,12 @@ func (h *history) skip(n int) int {
 	return freed
 }
 
-// at returns the contiguous kept bytes from offset on; empty at the end. The
-// offset must lie within [base, end].
-func (h *history) at(offset int64) []byte {
+// at returns the block that holds offset, nil at the end. The offset must lie
+// within [base, end].
+func (h *history) at(offset int64) *block {
 	for i := range h.blocks {
 		if k := &h.blocks[i]; offset < k.end() {
-			return k.b[offset-k.start:]
+			return k
 		}
 	}
 	return nil

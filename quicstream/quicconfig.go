@@ -34,8 +34,9 @@ func clientQUIC(relayed bool) *quic.Config {
 
 // serverQUIC is the configuration of an accepting tunnel: it receives prompts
 // from strangers, so its windows bound memory.
-func serverQUIC(maxStreams int64) *quic.Config {
+func serverQUIC(maxStreams int64, idle time.Duration) *quic.Config {
 	c := baseQUIC()
+	c.MaxIdleTimeout = idle
 	c.InitialStreamReceiveWindow = 256 << 10
 	c.MaxStreamReceiveWindow = 1 << 20
 	c.InitialConnectionReceiveWindow = 1 << 20

@@ -94,7 +94,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		a.settle()
 		return
 	}
-	att := &attachment{w: w, qs: qs, stall: s.cfg.StallTimeout, sent: offset, head: r.Method == http.MethodHead}
+	att := &attachment{w: w, qs: qs, stall: s.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead}
 	c.leave(att, a.attach(att))
 }
 
@@ -191,8 +191,7 @@ func (s *Server) handlerDone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running--
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.wakeLocked()
 }
 
 // callHandler returns why the handler broke off, nil when it returned.
@@ -221,27 +220,12 @@ func (a *answer) short() error {
 
 func (a *answer) cancelled() bool { return a.ctx.Err() != nil }
 
-// drain waits, at most until ctx ends, until a client that is attached has been
-// given the whole of a finished answer.
-func (a *answer) drain(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.cond.Broadcast()
-	})
-	defer stop()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for a.att != nil && !a.stopped && ctx.Err() == nil {
-		a.cond.Wait()
-	}
-}
-
 // leave ends the stream as the answer ended.
 func (c *serverConn) leave(att *attachment, err error) {
 	if att.str == nil {
 		panic(http.ErrAbortHandler) // http3 resets the stream
 	}
+	clear(att.frame[:cap(att.frame)])
 	if err == nil {
 		att.str.CancelRead(streamCode(http3.ErrCodeNoError)) // a no-op after EOF
 		_ = att.str.Close()

@@ -27,11 +27,10 @@ const (
 	DefaultStallTimeout    = 2 * time.Minute
 )
 
-// headTimeout bounds the wait for a request's head on an open stream, and
-// stopTimeout the wait for handlers after their context ended.
 const (
-	headTimeout = 10 * time.Second
-	stopTimeout = 5 * time.Second
+	headTimeout   = 10 * time.Second // for a request's head on an open stream
+	stopTimeout   = 5 * time.Second  // for handlers after their context ended
+	lingerTimeout = 3 * time.Second  // for clients to take the last bytes at shutdown
 )
 
 // ServerConfig configures a Server. Key and Handler are required; zero values of
@@ -58,9 +57,12 @@ type ServerConfig struct {
 	// Log gets one line for a connection or an answer that ended badly. The
 	// zero Logger is silent.
 	Log zerolog.Logger
+
+	idle time.Duration // shorter than idleTimeout in tests of lost paths
 }
 
 func (c *ServerConfig) setDefaults() {
+	setDefault(&c.idle, idleTimeout)
 	setDefault(&c.ResumeWindow, DefaultResumeWindow)
 	setDefault(&c.BufferPerClient, DefaultBufferPerClient)
 	setDefault(&c.BufferTotal, DefaultBufferTotal)
@@ -87,7 +89,7 @@ type Server struct {
 	running  int           // handlers
 	draining bool          // Shutdown was called: no new requests
 	closed   bool          // Shutdown is over: no new connections
-	changed  chan struct{} // closed and replaced when running falls
+	changed  chan struct{} // closed and replaced when something ends
 	stop     chan struct{} // closed when closed becomes true
 }
 
@@ -119,7 +121,7 @@ func (s *Server) Serve(ctx context.Context, transport *quic.Transport) error {
 		return fmt.Errorf("tunnel server: %w", err)
 	}
 	tlsConf.SessionTicketsDisabled = true
-	listener, err := transport.Listen(tlsConf, serverQUIC(s.cfg.MaxStreams))
+	listener, err := transport.Listen(tlsConf, serverQUIC(s.cfg.MaxStreams, s.cfg.idle))
 	if err != nil {
 		return fmt.Errorf("tunnel server: %w", err)
 	}
@@ -159,17 +161,25 @@ func (s *Server) Serve(ctx context.Context, transport *quic.Transport) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.draining = true
+	conns := s.connsLocked(identity.NodeID{})
 	s.mu.Unlock()
-	err := s.waitHandlers(ctx)
-	for _, a := range s.reg.of(identity.NodeID{}) {
-		a.drain(ctx)
+	for _, c := range conns {
+		c.announceDrain()
+	}
+	err := s.wait(ctx, s.idleLocked)
+	if err == nil {
+		// What was sent last may still be on its way. A client that has
+		// everything closes its tunnel.
+		linger, cancel := context.WithTimeout(ctx, lingerTimeout)
+		_ = s.wait(linger, func() bool { return len(s.conns) == 0 })
+		cancel()
 	}
 	s.mu.Lock()
 	if !s.closed {
 		s.closed = true
 		close(s.stop)
 	}
-	conns := s.connsLocked(identity.NodeID{})
+	conns = s.connsLocked(identity.NodeID{})
 	s.mu.Unlock()
 	for _, c := range conns {
 		c.close(GoingAway)
@@ -179,19 +189,33 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	grace, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	if gerr := s.waitHandlers(grace); gerr != nil {
+	if gerr := s.wait(grace, func() bool { return s.running == 0 }); gerr != nil {
 		return fmt.Errorf("tunnel server: a handler ignores its context: %w", gerr)
 	}
 	return err
 }
 
-// waitHandlers returns when no handler runs, or with ctx's error.
-func (s *Server) waitHandlers(ctx context.Context) error {
+// idleLocked reports that no handler runs and no stream has bytes to send.
+func (s *Server) idleLocked() bool {
+	if s.running > 0 {
+		return false
+	}
+	for c := range s.conns {
+		if c.requests() > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// wait returns when done, which is called with the mutex held, reports true, or
+// with ctx's error.
+func (s *Server) wait(ctx context.Context, done func() bool) error {
 	for {
 		s.mu.Lock()
-		n, changed := s.running, s.changed
+		ok, changed := done(), s.changed
 		s.mu.Unlock()
-		if n == 0 {
+		if ok {
 			return nil
 		}
 		select {
@@ -200,6 +224,12 @@ func (s *Server) waitHandlers(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// wakeLocked lets wait look again.
+func (s *Server) wakeLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // Kick closes the tunnels of a client whose grant ended and cancels its

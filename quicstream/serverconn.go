@@ -2,6 +2,7 @@ package quicstream
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
 
 	"mintai/identity"
 )
@@ -47,7 +49,15 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 	s.stats.tunnels.Add(1)
 	stop := context.AfterFunc(ctx, func() { c.close(GoingAway) })
 	defer stop()
+	if s.isDraining() { // a client that lost its path may still fetch its answer
+		c.announceDrain()
+	}
 	err = c.run()
+	if ce, ok := errors.AsType[*CloseError](err); ok && ce.Remote && ce.Code.ends() && !s.hasOther(c) {
+		for _, a := range s.reg.of(peer) {
+			a.stop(ErrCancelled) // the client needs nothing of it any more
+		}
+	}
 	s.cfg.Log.Debug().Err(err).Str("peer", peer.Short()).Stringer("remote", conn.RemoteAddr()).Msg("tunnel ended")
 }
 
@@ -61,10 +71,24 @@ func (s *Server) add(c *serverConn) bool {
 	return true
 }
 
+// hasOther reports whether c's client has another tunnel.
+func (s *Server) hasOther(c *serverConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.connsLocked(c.peer)) > 1
+}
+
+func (s *Server) isDraining() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining
+}
+
 func (s *Server) remove(c *serverConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	s.wakeLocked()
 }
 
 // run serves HTTP/3 until the connection ends. It accepts the streams itself,
@@ -114,8 +138,29 @@ func (c *serverConn) track(str *quic.Stream) {
 
 func (c *serverConn) untrack(str *quic.Stream) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	delete(c.streams, str.StreamID())
+	c.mu.Unlock()
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	if c.server.draining {
+		c.server.wakeLocked()
+	}
+}
+
+// drainStream is the type of a unidirectional stream with which the miner says
+// that it takes no new requests. HTTP/3 has GOAWAY for it, which http3 sends
+// only for connections whose streams it accepts itself. Other clients ignore
+// streams of a type that they do not know (RFC 9114 §6.2).
+const drainStream = 0x4d490001
+
+// announceDrain asks the client to close the tunnel once it has its answers.
+func (c *serverConn) announceDrain() {
+	str, err := c.conn.OpenUniStream()
+	if err != nil {
+		return // the connection is over, or the client allows no more streams: it will find out
+	}
+	_, _ = str.Write(quicvarint.Append(nil, drainStream))
+	_ = str.Close()
 }
 
 // stream returns the QUIC stream of a request, nil when there is none.

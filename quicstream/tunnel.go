@@ -15,6 +15,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
 	"github.com/rs/zerolog"
 
 	"mintai/identity"
@@ -80,7 +81,44 @@ func (t *Tunnel) acceptStreams() {
 		if err != nil {
 			return
 		}
-		t.loops.Go(func() { t.http.HandleUnidirectionalStream(str) })
+		t.loops.Go(func() { t.serveStream(str) })
+	}
+}
+
+// serveStream keeps the tunnel's own stream type and hands on the rest.
+func (t *Tunnel) serveStream(str *quic.ReceiveStream) {
+	if streamType(str) != drainStream {
+		t.http.HandleUnidirectionalStream(str)
+		return
+	}
+	str.CancelRead(streamCode(http3.ErrCodeNoError))
+	t.goingAway.Store(true)
+	t.closeIfDrained()
+}
+
+// streamType peeks at the type of a unidirectional stream; a type that cannot
+// be read is left to http3 to complain about.
+func streamType(str *quic.ReceiveStream) uint64 {
+	var buf [8]byte
+	if _, err := str.Peek(buf[:1]); err != nil {
+		return 0
+	}
+	n := 1 << (buf[0] >> 6) // RFC 9000 §16: the two high bits are the length
+	if _, err := str.Peek(buf[:n]); err != nil {
+		return 0
+	}
+	v, _, err := quicvarint.Parse(buf[:n])
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
+// closeIfDrained ends a tunnel whose miner takes no new requests once the last
+// answer is here.
+func (t *Tunnel) closeIfDrained() {
+	if t.goingAway.Load() && t.inFlight.Load() == 0 {
+		_ = t.conn.CloseWithError(quic.ApplicationErrorCode(Done), Done.String())
 	}
 }
 
@@ -91,7 +129,7 @@ func (t *Tunnel) Peer() identity.NodeID { return t.peer }
 // answer. The end of the request's context resets the stream, which frees the
 // miner's backend. It adds HeaderRequest when missing; scheme, host and the
 // connection's own header fields do not travel. Errors are the context's,
-// *LostError, *AbortedError, ErrBadMethod or ErrHeaderTooLarge.
+// *LostError, *AbortedError, ErrGoingAway, ErrBadMethod or ErrHeaderTooLarge.
 func (t *Tunnel) RoundTrip(req *http.Request) (*http.Response, error) {
 	out, err := outgoing(req)
 	if err != nil {
@@ -99,6 +137,11 @@ func (t *Tunnel) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	t.begin()
+	if t.goingAway.Load() && req.Header[HeaderResume] == nil {
+		closeBody(req)
+		t.end()
+		return nil, ErrGoingAway
+	}
 	res, err := t.http.RoundTrip(out)
 	if err != nil {
 		closeBody(req)
@@ -165,6 +208,7 @@ func (t *Tunnel) begin() {
 func (t *Tunnel) end() {
 	t.lastUsed.Store(time.Now().UnixNano())
 	t.inFlight.Add(-1)
+	t.closeIfDrained()
 }
 
 // requestError translates the end of a request after received body bytes.
