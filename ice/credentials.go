@@ -71,6 +71,20 @@ func (c Credentials) check() error {
 	return nil
 }
 
+// checkBoth checks the credentials of a session.
+func checkBoth(local, remote Credentials) error {
+	if err := local.check(); err != nil {
+		return err
+	}
+	if err := remote.check(); err != nil {
+		return err
+	}
+	if local.Ufrag == remote.Ufrag {
+		return fmt.Errorf("%w: both sides have one name", ErrBadCredentials)
+	}
+	return nil
+}
+
 func notICEChar(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '+' || r == '/')
 }

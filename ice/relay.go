@@ -83,7 +83,7 @@ type Relay struct {
 // OpenRelay allocates on the first of the server's addresses that answers. It
 // ends with ctx; the Relay itself lasts, and refreshes itself, until Close.
 func OpenRelay(ctx context.Context, cfg RelayConfig) (*Relay, error) {
-	if err := errors.Join(cfg.Local.check(), cfg.Remote.check()); err != nil {
+	if err := checkBoth(cfg.Local, cfg.Remote); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}
 	host, port, err := parseRelayURL(cfg.Server)
@@ -205,7 +205,7 @@ func allocateAny(ctx context.Context, cfg RelayConfig, addrs []*net.UDPAddr) (*n
 		}
 	}
 	if winner.relay == nil {
-		return nil, nil, nil, nil, relayError(errors.Join(errs...))
+		return nil, nil, nil, nil, relayError(errs...)
 	}
 	return winner.conn, winner.client, winner.relay, winner.reader, nil
 }
@@ -224,13 +224,20 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// relayError tells an answer that refuses from no answer.
-func relayError(err error) error {
-	var refused *stunv4.TurnError
-	if errors.As(err, &refused) {
-		return fmt.Errorf("%w: %d %s", ErrRelayRefused, refused.ErrorCodeAttr.Code, refused.ErrorCodeAttr.Reason)
+// relayError tells an answer that refuses from no answer, in one line.
+func relayError(errs ...error) error {
+	for _, err := range errs {
+		var refused *stunv4.TurnError
+		if errors.As(err, &refused) {
+			return fmt.Errorf("%w: %d %s", ErrRelayRefused, refused.ErrorCodeAttr.Code, refused.ErrorCodeAttr.Reason)
+		}
 	}
-	return fmt.Errorf("%w: %w", ErrNoRelay, err)
+	for _, err := range errs {
+		if !errors.Is(err, context.Canceled) || len(errs) == 1 {
+			return fmt.Errorf("%w: %w", ErrNoRelay, err)
+		}
+	}
+	return ErrNoRelay
 }
 
 func allocate(ctx context.Context, cfg RelayConfig, server *net.UDPAddr) allocation {

@@ -96,11 +96,8 @@ type Session struct {
 // Open starts checking at once and returns without waiting. The session runs
 // until Close, also when nothing answers.
 func (s *Socket) Open(cfg SessionConfig) (*Session, error) {
-	if err := errors.Join(cfg.Local.check(), cfg.Remote.check()); err != nil {
+	if err := checkBoth(cfg.Local, cfg.Remote); err != nil {
 		return nil, fmt.Errorf("ice: %w", err)
-	}
-	if cfg.Local.Ufrag == cfg.Remote.Ufrag {
-		return nil, fmt.Errorf("ice: %w: both sides have one name", ErrBadCredentials)
 	}
 	x := &Session{
 		socket:  s,
