@@ -53,6 +53,8 @@ func (a *allowances) take(k allowanceKey, now time.Time) bool {
 	case now.After(b.at):
 		b.left = min(a.perHour, b.left+a.perHour*now.Sub(b.at).Hours())
 		b.at = now
+	case b.at.Sub(now) > clockSlack:
+		b.at = now
 	}
 	ok := b.left >= 1
 	if ok {

@@ -24,7 +24,7 @@ type record struct {
 	good, bad             float64   // long record, LongHalfLife
 	recentGood, recentBad float64   // recent record, RecentHalfLife
 	counts                [outcomes]uint64
-	direct, relayed       uint64 // answered or lost requests, by path
+	direct, relayed       uint64 // requests that had a path, by its kind
 	lastFault             Outcome
 	lastFaultAt           time.Time
 	speeds                map[api.Model]speed
@@ -43,7 +43,12 @@ func (s speed) known(now time.Time) bool {
 	return s.weight*decay(now.Sub(s.at), speedHalfLife) >= minSpeedWeight
 }
 
-// moveTo ages the evidence to a later moment. Time never runs backwards.
+// clockSlack is how far reports may lie behind each other. A record from
+// further ahead was written while the clock was wrong, and is taken as of now.
+const clockSlack = time.Hour
+
+// moveTo ages the evidence to a later moment. Time runs backwards only when
+// the clock was set right.
 func (r *record) moveTo(at time.Time) {
 	if r.at.IsZero() {
 		r.at = at
@@ -51,6 +56,9 @@ func (r *record) moveTo(at time.Time) {
 	}
 	age := at.Sub(r.at)
 	if age <= 0 {
+		if age < -clockSlack {
+			r.at = at
+		}
 		return
 	}
 	long, recent := decay(age, LongHalfLife), decay(age, RecentHalfLife)
@@ -110,7 +118,7 @@ func (r *record) measure(c *Receipt) {
 	}
 	s.weight *= decay(c.At.Sub(s.at), speedHalfLife)
 	gain := max(speedGain, 1/(1+s.weight))
-	s.firstToken += time.Duration(gain * float64(first-s.firstToken))
+	s.firstToken += time.Duration(gain * float64(first-s.firstToken)).Round(time.Microsecond) // as it is stored
 	if rate > 0 {
 		if s.tokensPerSecond == 0 {
 			gain = 1
@@ -118,7 +126,7 @@ func (r *record) measure(c *Receipt) {
 		s.tokensPerSecond += gain * (rate - s.tokensPerSecond)
 	}
 	s.weight++
-	if c.At.After(s.at) {
+	if c.At.After(s.at) || s.at.Sub(c.At) > clockSlack {
 		s.at = c.At
 	}
 	r.remember(c.Model, s)
