@@ -18,11 +18,12 @@ type Judge interface {
 
 // Choice is the miner that shall answer.
 type Choice struct {
-	Miner identity.NodeID
-	Name  string
-	Model Model // the granted one, in the miner's spelling
-	Slots int
-	Why   string // the choice explained in one line
+	Miner     identity.NodeID
+	Name      string
+	Principal string // the account behind the miner
+	Model     Model  // the granted one, in the miner's spelling
+	Slots     int
+	Why       string // the choice explained in one line
 }
 
 // Board holds the leases and the load that they do not show yet. It is safe
@@ -117,13 +118,31 @@ func (b *Board) Len() int {
 }
 
 // Pick chooses the miner that answers, or returns a *NoMatchError that says
-// what each filter removed.
+// what each filter removed. It counts no load: see Begin, and Take for both.
 func (b *Board) Pick(n Needs, now time.Time) (Choice, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pickLocked(&n, now)
+}
+
+// Take is Pick and Begin in one step, so that two requests that come at the
+// same moment never count on the same slot. expires is that of Begin.
+func (b *Board) Take(n Needs, session identity.SessionID, expires, now time.Time) (Choice, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endLocked(session) // a miner that declined is no longer loaded by it
+	c, err := b.pickLocked(&n, now)
+	if err != nil {
+		return Choice{}, err
+	}
+	b.beginLocked(session, c.Miner, c.Model.Name, expires)
+	return c, nil
+}
+
+func (b *Board) pickLocked(n *Needs, now time.Time) (Choice, error) {
 	if err := n.check(); err != nil {
 		return Choice{}, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.sweepLocked(now)
 	p := b.pinnedLocked(n.Miner)
 
@@ -132,8 +151,8 @@ func (b *Board) Pick(n Needs, now time.Time) (Choice, error) {
 	defer func() { clear(s.entries); clear(s.models) }()
 
 	free := 0
-	b.walkLocked(&n, &p, func(e *entry) bool {
-		c, m, failed := b.considerLocked(e, &n, &p, now)
+	b.walkLocked(n, &p, func(e *entry) bool {
+		c, m, failed := b.considerLocked(e, n, &p, now)
 		if failed != stepKept {
 			return true
 		}
@@ -144,15 +163,15 @@ func (b *Board) Pick(n Needs, now time.Time) (Choice, error) {
 		return free < enough
 	})
 	if len(s.candidates) == 0 {
-		return Choice{}, b.noMatchLocked(&n, &p, now)
+		return Choice{}, b.noMatchLocked(n, &p, now)
 	}
 	b.turn++
 	d := choose(s.candidates, b.turn)
 	e, m := s.entries[d.index], s.models[d.index]
 	e.turn = b.turn
 	return Choice{
-		Miner: e.lease.Miner, Name: e.lease.Name, Model: *m, Slots: e.lease.Slots,
-		Why: why(s.candidates, d, &n, m),
+		Miner: e.lease.Miner, Name: e.lease.Name, Principal: e.lease.Principal, Model: *m, Slots: e.lease.Slots,
+		Why: why(s.candidates, d, n, m),
 	}, nil
 }
 
@@ -167,12 +186,25 @@ func (b *Board) considerLocked(e *entry, n *Needs, p *pin, now time.Time) (candi
 		c.rank = 0 // the user named it: what serves it makes no difference
 	}
 	if b.judge != nil {
-		c.score, c.firstToken, c.tokensPerSecond = b.judge.Judge(e.lease.Miner, m.Name, now)
+		c.score, c.firstToken, c.tokensPerSecond = b.judgedLocked(e, m, now)
 	}
 	if c.score < n.MinReputation {
 		return candidate{}, nil, stepReputation
 	}
 	return c, m, room(&e.lease, c.load, n.Exclude)
+}
+
+// judgedLocked asks the judge and brings the answer into its bounds, so that
+// arithmetic on it cannot fail.
+func (b *Board) judgedLocked(e *entry, m *Model, now time.Time) (float64, time.Duration, float64) {
+	score, first, rate := b.judge.Judge(e.lease.Miner, m.Name, now)
+	if !(score >= 0) { // NaN as well
+		score = 0
+	}
+	if !(rate >= 0) {
+		rate = 0
+	}
+	return min(score, 1), max(first, 0), rate
 }
 
 // why explains a decision in one line.

@@ -2,6 +2,7 @@ package match
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -226,6 +227,79 @@ func TestWhy(t *testing.T) {
 	b.Put(with(lease(2, model("qwen3:8b")), func(l *Lease) { l.InFlight, l.QueueLimit = 1, 3 }))
 	check(Needs{Model: "qwen3:8b"}, "the best of 2 that can; 3 of 4 slots free, first token 0.4 s, 62 tok/s, reputation 0.97")
 	check(Needs{Model: "qwen3:8b", Exclude: []identity.NodeID{node(1)}}, "the only one that can; 1 ahead in its queue, reputation 0.50")
+}
+
+// TestTake: requests that come at the same moment never share a slot, and one
+// that was declined goes on to another miner with the same session.
+func TestTake(t *testing.T) {
+	const miners = 20
+	b := NewBoard(nil)
+	for i := range miners {
+		b.Put(lease(i, model("m")))
+	}
+	soon := t0.Add(15 * time.Second)
+	chosen := make([]identity.NodeID, miners)
+	var wg sync.WaitGroup
+	for i := range miners {
+		wg.Go(func() {
+			c, err := b.Take(Needs{Model: "m"}, session(i), soon, t0)
+			if err != nil || c.Principal != "member" {
+				t.Errorf("Take = %+v, %v", c, err)
+			}
+			chosen[i] = c.Miner
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(chosen, func(a, b identity.NodeID) int { return slices.Compare(a[:], b[:]) })
+	if got := len(slices.Compact(chosen)); got != miners {
+		t.Errorf("%d miners for %d requests", got, miners)
+	}
+	if c, err := b.Take(Needs{Model: "m"}, session(99), soon, t0); err == nil {
+		t.Errorf("a further request got %+v", c)
+	}
+	first := chosen[0]
+	b.Put(with(lease(50, model("m")), func(l *Lease) {}))
+	for _, o := range b.Offers(false, t0) {
+		if o.Miner == node(50) && o.InFlight != 0 {
+			t.Errorf("a new miner has load %d", o.InFlight)
+		}
+	}
+	s := session(0) // whoever has it, declines
+	c, err := b.Take(Needs{Model: "m", Exclude: []identity.NodeID{first}}, s, soon, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded := 0
+	for _, o := range b.Offers(false, t0) {
+		loaded += o.InFlight
+	}
+	if loaded != miners || b.sessions[s].lease.Miner != c.Miner {
+		t.Errorf("load of %d for %d sessions", loaded, miners)
+	}
+}
+
+// TestJudgeOutOfBounds: nonsense from a judge neither panics nor wins.
+func TestJudgeOutOfBounds(t *testing.T) {
+	nan, inf := math.NaN(), math.Inf(1)
+	b := NewBoard(judge{
+		node(1): {nan, -time.Hour, nan},
+		node(2): {-inf, math.MaxInt64, -inf},
+		node(3): {-5, math.MinInt64, -1},
+		node(4): {0.9, time.Second, 50},
+	})
+	for i := range 4 {
+		b.Put(with(lease(i+1, model("m")), func(l *Lease) { l.Slots = 100 }))
+	}
+	for range 50 {
+		if m := pick(t, b, Needs{Model: "m"}, t0); m != node(4) {
+			t.Fatalf("chose %v", m.Short())
+		}
+	}
+	for _, o := range b.Offers(false, t0) {
+		if !(o.Reputation >= 0 && o.Reputation <= 1) || o.FirstToken < 0 || !(o.TokensPerSecond >= 0) {
+			t.Errorf("offer %+v", o)
+		}
+	}
 }
 
 func TestConcurrentUse(t *testing.T) {

@@ -10,6 +10,8 @@ const (
 	assumedTokens     = 256 // length of an answer
 	assumedFirstToken = time.Second
 	assumedRate       = 30.0 // tokens per second
+	// maxETA keeps sums of estimates far from overflow: nobody waits for so long.
+	maxETA = 30 * 24 * time.Hour
 )
 
 const (
@@ -187,7 +189,8 @@ func (a assumption) eta(c *candidate) time.Duration {
 	if rate <= 0 {
 		rate = a.tokensPerSecond
 	}
-	service := first + time.Duration(assumedTokens/rate*float64(time.Second))
+	service := first.Seconds() + assumedTokens/rate
 	waiting := max(0, c.load-c.slots+1)
-	return service + time.Duration(float64(waiting)/float64(c.slots)*float64(service))
+	seconds := service + float64(waiting)/float64(c.slots)*service
+	return time.Duration(min(seconds, maxETA.Seconds()) * float64(time.Second))
 }

@@ -1,6 +1,7 @@
 package match
 
 import (
+	"math"
 	"testing"
 	"time"
 )
@@ -60,6 +61,7 @@ func TestETA(t *testing.T) {
 		{"one of two slots", with(known, func(c *candidate) { c.load = 1 }), 2 * time.Second},
 		{"first in the queue", with(known, func(c *candidate) { c.load = 2 }), 3 * time.Second},
 		{"third in the queue", with(known, func(c *candidate) { c.load = 4 }), 5 * time.Second},
+		{"hopeless", candidate{slots: 1, firstToken: time.Second, tokensPerSecond: 1e-300, load: 1 << 20}, maxETA},
 		{"unmeasured: as the others", candidate{slots: 1}, 3 * time.Second},
 		{"unmeasured rate", candidate{slots: 1, firstToken: 500 * time.Millisecond}, 2500 * time.Millisecond},
 	}
@@ -94,10 +96,10 @@ func FuzzChoose(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, uint64(20))
 	f.Fuzz(func(t *testing.T, b []byte, turn uint64) {
 		var in []candidate
-		for ; len(b) >= 6; b = b[6:] {
+		for ; len(b) >= 6 && len(in) < 40; b = b[6:] {
 			in = append(in, candidate{
 				rank: int(b[0] % 3), score: float64(b[1]) / 255, firstToken: time.Duration(b[2]) << (b[2] % 40),
-				tokensPerSecond: float64(b[3]) * float64(b[3]) * 4, load: int(b[4]) << (b[4] % 8), slots: 1 + int(b[5]), turn: uint64(b[4]),
+				tokensPerSecond: math.Exp2(float64(b[3])-128) - math.Exp2(-128), load: int(b[4]) << (b[4] % 8), slots: 1 + int(b[5]), turn: uint64(b[4]),
 			})
 		}
 		if len(in) == 0 {

@@ -41,6 +41,10 @@ func (e *entry) load(now time.Time) int {
 func (b *Board) Begin(session identity.SessionID, miner identity.NodeID, model api.Model, expires time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.beginLocked(session, miner, model, expires)
+}
+
+func (b *Board) beginLocked(session identity.SessionID, miner identity.NodeID, model api.Model, expires time.Time) {
 	b.endLocked(session)
 	e := b.entries[miner]
 	if e == nil {

@@ -42,7 +42,7 @@ func (b *Board) Offers(local bool, now time.Time) []Offer {
 				Slots: e.lease.Slots, InFlight: e.load(now),
 			}
 			if b.judge != nil {
-				o.Reputation, o.FirstToken, o.TokensPerSecond = b.judge.Judge(e.lease.Miner, m.Name, now)
+				o.Reputation, o.FirstToken, o.TokensPerSecond = b.judgedLocked(e, m, now)
 			}
 			out = append(out, o)
 		}
