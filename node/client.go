@@ -1,0 +1,509 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mintai/api"
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/quicstream"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// janitorEvery is how often idle tunnels and old sessions are looked for.
+const janitorEvery = 15 * time.Second
+
+// renewBefore is how long before its end a session in use is renewed.
+const renewBefore = 20 * time.Minute
+
+// client is the asking role: it keeps the signaling connection, the sessions
+// that were granted and the tunnels that are open. Do carries requests.
+type client struct {
+	membership membership
+	key        *identity.Key
+	socket     *ice.Socket
+	sig        *signal.Node
+	connector  *connector
+	deadlines  Deadlines
+	name       string
+	log        zerolog.Logger
+	metrics    *clientMetrics
+
+	wg sync.WaitGroup // connects and link watchers
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	sessions map[identity.SessionID]*session
+	warm     map[warmKey][]*session
+	links    map[identity.NodeID]*link
+	dialing  map[identity.NodeID]*pendingLink
+	closed   bool
+	lifetime context.Context //nolint:containedctx // of the connects that outlive the request that began them; set once by Run
+}
+
+// warmKey says which requests a session may serve without asking the
+// coordinator again.
+type warmKey struct {
+	model               api.Model
+	miner               string
+	call                api.Call
+	tools, vision, json bool
+	contextClass        int
+}
+
+func keyOf(n needs) warmKey {
+	return warmKey{
+		model: n.model, miner: n.miner, call: n.call, tools: n.Tools, vision: n.Vision, json: n.JSON,
+		contextClass: bits.Len(uint(max(0, n.ContextTokens)) / 4096),
+	}
+}
+
+// needs is what a request asks of a miner.
+type needs struct {
+	api.Needs
+	model api.Model // empty: any
+	miner string    // name or NodeID prefix; empty: any
+	call  api.Call
+}
+
+// pendingLink is a connect under way, shared by everyone who waits for it.
+type pendingLink struct {
+	done chan struct{}
+	link *link
+	err  error
+}
+
+// clientConfig is what newClient needs.
+type clientConfig struct {
+	Membership membership
+	Key        *identity.Key
+	Loopback   bool // only 127.0.0.1, for -mode dev
+	TicketFile string
+	Pins       *identity.Pins // may be nil when the coordinator's NodeID is known
+	Notice     func(string)   // a line for the person, such as trust on first use; may be nil
+	Deadlines  Deadlines
+	Name       string
+	Log        zerolog.Logger
+	Metrics    *clientMetrics
+}
+
+// newClient opens the client's socket. Run must follow; it closes the socket.
+func newClient(cfg clientConfig) (*client, error) {
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Log: cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("opening a UDP socket: %w", err)
+	}
+	c := &client{
+		membership: cfg.Membership, key: cfg.Key, socket: socket, deadlines: cfg.Deadlines,
+		name: cfg.Name, log: cfg.Log, metrics: cfg.Metrics,
+		sessions: map[identity.SessionID]*session{}, warm: map[warmKey][]*session{},
+		links: map[identity.NodeID]*link{}, dialing: map[identity.NodeID]*pendingLink{},
+	}
+	candidates := writeCandidates(socket.HostCandidates())
+	c.sig, err = signal.NewNode(signal.NodeConfig{
+		Key: cfg.Key, Transport: socket.Transport(),
+		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
+		Trust:      cfg.Membership.trust(cfg.Pins, cfg.Notice),
+		TicketFile: cfg.TicketFile,
+		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
+			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, candidates)
+		},
+		Handler: (*clientHandler)(c), Deadlines: signal.Deadlines{Match: cfg.Deadlines.Match}, Log: cfg.Log,
+	})
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	c.connector = &connector{
+		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, log: cfg.Log,
+		trickle: c.trickle, relayHost: c.coordinatorHost,
+	}
+	return c, nil
+}
+
+// Run keeps the client connected until ctx ends, then closes every tunnel with
+// code CANCELLED, so that no AI server works for nobody.
+func (c *client) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.mu.Lock()
+	c.lifetime = ctx
+	c.mu.Unlock()
+	signaling := make(chan error, 1)
+	go func() { signaling <- c.sig.Run(ctx) }()
+	c.janitor(ctx)
+	c.closeLinks()
+	c.wg.Wait()
+	err := <-signaling
+	if cerr := c.socket.Close(); err == nil || errors.Is(err, context.Canceled) {
+		err = cerr
+	}
+	return err
+}
+
+// janitor drops idle tunnels and expired sessions until ctx ends.
+func (c *client) janitor(ctx context.Context) {
+	tick := time.NewTicker(janitorEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			c.dropIdle(now)
+		}
+	}
+}
+
+func (c *client) dropIdle(now time.Time) {
+	c.mu.Lock()
+	var idle []*link
+	for _, l := range c.links {
+		if l.InFlight() == 0 && now.Sub(l.LastUsed()) > c.deadlines.IdleTunnel {
+			idle = append(idle, l)
+		}
+	}
+	var ended []identity.SessionID
+	for id, s := range c.sessions {
+		if s.expired(now) {
+			ended = append(ended, id)
+			c.forgetLocked(s)
+		}
+	}
+	c.mu.Unlock()
+	for _, l := range idle {
+		l.close(quicstream.Idle)
+	}
+	for _, id := range ended {
+		c.endSession(id, "expired")
+	}
+}
+
+func (c *client) closeLinks() {
+	c.mu.Lock()
+	c.closed = true
+	links := make([]*link, 0, len(c.links))
+	for _, l := range c.links {
+		links = append(links, l)
+	}
+	c.mu.Unlock()
+	for _, l := range links {
+		l.close(quicstream.Cancelled)
+	}
+}
+
+// coordinatorHost is the address at which this node reaches the coordinator.
+func (c *client) coordinatorHost() string {
+	host, _, err := net.SplitHostPort(c.sig.Status().Addr)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// warmSession returns a session that can carry the request at once: granted
+// for the same needs, its tunnel up, and, as long as the coordinator could name
+// another miner, with a slot that this client does not use itself.
+func (c *client) warmSession(n needs, exclude []identity.NodeID) (*session, *link) {
+	connected := c.sig.Status().Connected
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var best *session
+	var bestLink *link
+	for _, s := range c.warm[keyOf(n)] {
+		l := c.links[s.miner]
+		if l == nil || s.expired(now) || contains(exclude, s.miner) {
+			continue
+		}
+		if connected && l.InFlight() >= max(1, s.slots) {
+			continue
+		}
+		if best == nil || l.InFlight() < bestLink.InFlight() {
+			best, bestLink = s, l
+		}
+	}
+	if best != nil && connected && now.After(best.expires.Add(-renewBefore)) {
+		_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Renew{Renew: &signalpb.Renew{Session: best.id[:]}}})
+	}
+	return best, bestLink
+}
+
+func contains(ids []identity.NodeID, id identity.NodeID) bool {
+	for _, x := range ids {
+		if x == id {
+			return true
+		}
+	}
+	return false
+}
+
+// open asks the coordinator for a miner and connects to it. It follows the
+// coordinator to the next miner when one declines meanwhile.
+func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, attempt int, tr *trace) (*session, *link, error) {
+	tr.stage("matching…")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	matching, err := c.sig.Match(ctx, c.matchRequest(n, exclude, attempt))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer matching.Close()
+	grant := matching.Grant
+	for {
+		s, err := readGrant(grant)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.remember(s, n)
+		tr.match(s)
+		tr.stage("connecting " + s.minerName + "…")
+		pending := c.linkTo(s)
+		select {
+		case <-pending.done:
+			if pending.err != nil {
+				c.forget(s)
+				c.endSession(s.id, "no path")
+			}
+			return s, pending.link, pending.err
+		case update := <-matching.Updates(): // the miner declined
+			c.forget(s)
+			if update.Err != nil {
+				return nil, nil, update.Err
+			}
+			grant = update.Grant
+		case <-ctx.Done():
+			c.endSession(s.id, "cancelled")
+			return s, nil, ctx.Err()
+		}
+	}
+}
+
+// linkTo returns the tunnel to the session's miner, opening it if need be.
+// Sessions with one miner share one tunnel.
+func (c *client) linkTo(s *session) *pendingLink {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.links[s.miner]; l != nil {
+		p := &pendingLink{done: make(chan struct{}), link: l}
+		close(p.done)
+		return p
+	}
+	if p := c.dialing[s.miner]; p != nil {
+		return p
+	}
+	p := &pendingLink{done: make(chan struct{})}
+	if c.closed || c.lifetime == nil {
+		p.err = context.Canceled
+		close(p.done)
+		return p
+	}
+	c.dialing[s.miner] = p
+	c.wg.Add(1)
+	go c.establish(c.lifetime, s, p)
+	return p
+}
+
+// establish opens one tunnel and then stays with it until it is gone.
+func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
+	defer c.wg.Done()
+	started := time.Now()
+	c.report(s, signalpb.TunnelState_TUNNEL_CONNECTING, nil)
+	l, err := c.connector.connect(ctx, s)
+	c.mu.Lock()
+	delete(c.dialing, s.miner)
+	if err == nil && c.closed {
+		err = context.Canceled
+	}
+	if err == nil {
+		c.links[s.miner] = l
+	}
+	c.mu.Unlock()
+	p.link, p.err = l, err
+	if err != nil {
+		p.link = nil
+	}
+	close(p.done)
+	if err != nil {
+		if l != nil {
+			l.close(quicstream.Cancelled)
+		}
+		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("no tunnel")
+		c.report(s, signalpb.TunnelState_TUNNEL_FAILED, nil)
+		c.metrics.tunnelFailed()
+		return
+	}
+	c.metrics.tunnelUp(l.Path(), time.Since(started))
+	c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
+	c.watch(s, l)
+}
+
+// watch reports the tunnel's health until it ends, and then takes it down.
+func (c *client) watch(s *session, l *link) {
+	tick := time.NewTicker(c.deadlines.Report)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
+			continue
+		case <-l.Done():
+		}
+		break
+	}
+	c.mu.Lock()
+	if c.links[s.miner] == l {
+		delete(c.links, s.miner)
+	}
+	c.mu.Unlock()
+	l.close(quicstream.Done)
+	c.report(s, signalpb.TunnelState_TUNNEL_CLOSED, l)
+	c.metrics.tunnelDown(l.Path())
+	c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).AnErr("cause", l.Err()).Msg("tunnel closed")
+}
+
+// drop forgets a tunnel that failed a request, so that the next one connects anew.
+func (c *client) drop(l *link, miner identity.NodeID) {
+	c.mu.Lock()
+	if c.links[miner] == l {
+		delete(c.links, miner)
+	}
+	c.mu.Unlock()
+	l.close(quicstream.Done)
+}
+
+func (c *client) matchRequest(n needs, exclude []identity.NodeID, attempt int) *signalpb.MatchRequest {
+	req := &signalpb.MatchRequest{
+		Nonce:   make([]byte, 16),
+		Attempt: uint32(attempt),
+		Needs: &signalpb.Needs{
+			Model: string(n.model), Miner: n.miner, Call: string(n.call),
+			Tools: n.Tools, Vision: n.Vision, Json: n.JSON, ContextTokens: uint32(max(0, n.ContextTokens)),
+		},
+	}
+	_, _ = rand.Read(req.Nonce) // never fails: crypto/rand aborts the process instead
+	for _, id := range exclude {
+		req.Exclude = append(req.Exclude, id[:])
+	}
+	return req
+}
+
+// remember makes the session known to the signaling handler and to warm requests.
+func (c *client) remember(s *session, n needs) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sessions[s.id] = s
+	s.warm = keyOf(n)
+	c.warm[s.warm] = append(c.warm[s.warm], s)
+}
+
+func (c *client) forget(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgetLocked(s)
+}
+
+func (c *client) forgetLocked(s *session) {
+	delete(c.sessions, s.id)
+	kept := c.warm[s.warm][:0]
+	for _, x := range c.warm[s.warm] {
+		if x != s {
+			kept = append(kept, x)
+		}
+	}
+	if len(kept) == 0 {
+		delete(c.warm, s.warm)
+	} else {
+		c.warm[s.warm] = kept
+	}
+}
+
+// endSession tells the coordinator that a session is over. When it can't be
+// told, the session's expiry does it.
+func (c *client) endSession(id identity.SessionID, reason string) {
+	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
+		SessionEnd: &signalpb.SessionEnd{Session: id[:], Reason: reason},
+	}})
+}
+
+func (c *client) trickle(id identity.SessionID, candidates []ice.Candidate) {
+	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{
+		Candidates: &signalpb.Candidates{Session: id[:], Candidates: writeCandidates(candidates)},
+	}})
+}
+
+// report tells the coordinator how the tunnel is. It is lost when the
+// coordinator is away: the tunnel does not need it.
+func (c *client) report(s *session, state signalpb.TunnelState, l *link) {
+	status := &signalpb.TunnelStatus{Session: s.id[:], State: state}
+	if l != nil {
+		fillStatus(status, l.Path(), l.Stats())
+	}
+	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_TunnelStatus{TunnelStatus: status}})
+}
+
+func fillStatus(m *signalpb.TunnelStatus, p Path, st quicstream.Stats) {
+	m.PathKind, m.PathReason, m.RttUs = p.Kind, p.Reason, st.RTT.Microseconds()
+	m.BytesSent, m.BytesReceived = st.BytesSent, st.BytesReceived
+	m.PacketsSent, m.PacketsLost = st.PacketsSent, st.PacketsLost
+}
+
+// clientHandler receives what the coordinator sends on its own.
+type clientHandler client
+
+var _ signal.Handler = (*clientHandler)(nil)
+
+// Connected is called when the coordinator has admitted this node.
+func (h *clientHandler) Connected(w *signalpb.Welcome) {
+	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Msg("coordinator connected")
+}
+
+// Disconnected is called when the connection is gone; signaling reconnects by itself.
+func (h *clientHandler) Disconnected(err error) {
+	h.log.Debug().Err(err).Msg("coordinator away; tunnels stay up")
+}
+
+// Message takes trickled candidates, renewals and revocations.
+func (h *clientHandler) Message(env *signalpb.Envelope) {
+	c := (*client)(h)
+	switch m := env.GetMessage().(type) {
+	case *signalpb.Envelope_Candidates:
+		s := c.sessionOf(m.Candidates.GetSession())
+		if s == nil {
+			return
+		}
+		for _, candidate := range readCandidates(m.Candidates.GetCandidates()) {
+			s.trickle(candidate)
+		}
+	case *signalpb.Envelope_Renewed:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if id, err := identity.SessionIDFromBytes(m.Renewed.GetSession()); err == nil && c.sessions[id] != nil {
+			c.sessions[id].expires = time.UnixMilli(m.Renewed.GetExpiresUnixMs())
+		}
+	case *signalpb.Envelope_SessionEnd:
+		if s := c.sessionOf(m.SessionEnd.GetSession()); s != nil {
+			c.forget(s)
+		}
+	}
+}
+
+func (c *client) sessionOf(raw []byte) *session {
+	id, err := identity.SessionIDFromBytes(raw)
+	if err != nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sessions[id]
+}

@@ -1,0 +1,554 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/rs/zerolog"
+
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/match"
+	"mintai/reputation"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// How the coordinator waits.
+const (
+	// sweepEvery is how often waiting offers, sessions and leases are looked at.
+	sweepEvery = 100 * time.Millisecond
+	// setupLimit is by when a granted session's request has reached its miner.
+	setupLimit = 15 * time.Second
+	// maxSessionsPerClient bounds what one connection can hold.
+	maxSessionsPerClient = 256
+)
+
+// The ways to be admitted, as Welcome.admitted_as says them.
+const (
+	admittedLocal  = "local"
+	admittedMember = "member"
+	admittedOpen   = "open"
+)
+
+// coordinatorConfig is what newCoordinator needs.
+type coordinatorConfig struct {
+	Key        *identity.Key
+	Listen     string          // UDP host:port for signaling; port 0: any free one
+	JoinSecret identity.Secret // admits those who prove it
+	Local      identity.Secret // admits processes of the same user on this machine
+	Open       bool            // admit everyone
+	Public     []string        // host names or addresses by which the Internet reaches this machine
+	TURN       turnSettings
+	Reputation string // the ledger's file
+	Deadlines  CoordinatorDeadlines
+	Log        zerolog.Logger
+	Metrics    *coordinatorMetrics
+}
+
+// turnSettings says which relay the coordinator lends.
+type turnSettings struct {
+	Enabled          bool
+	Listen           string // UDP host:port of the STUN/TURN server
+	PortMin, PortMax uint16
+	RelayIP          string   // the address that miners reach; empty: found out
+	URLs             []string // of the operator's own servers instead, such as coturn
+	Secret           identity.Secret
+}
+
+// coordinator introduces clients to miners. It sees who talks to whom and how
+// well, never what is said.
+type coordinator struct {
+	cfg    coordinatorConfig
+	log    zerolog.Logger
+	conn   *net.UDPConn
+	quic   *quic.Transport
+	server *signal.Server
+	board  *match.Board
+	ledger *reputation.Ledger
+	turn   *ice.TURNServer // nil: none of our own
+	turnIP netip.Addr      // of relayed ports
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	miners   map[identity.NodeID]*minerEntry
+	sessions map[identity.SessionID]*coordinatorSession
+	clients  map[*signal.Peer]int // live sessions of each client connection
+}
+
+// minerEntry is a connected miner as its newest lease says.
+type minerEntry struct {
+	peer       *signal.Peer
+	candidates []*signalpb.Candidate
+	lease      match.Lease
+}
+
+// coordinatorSession is one match.
+//
+//	offered → taken → established → ended
+//	   └→ declined or not taken in time: the next miner, or NoMatch
+type coordinatorSession struct {
+	id        identity.SessionID
+	client    *signal.Peer
+	miner     *signal.Peer
+	minerID   identity.NodeID
+	model     match.Model
+	request   *signalpb.MatchRequest
+	exclude   []identity.NodeID
+	attempt   uint32
+	offerEnds time.Time // zero: taken
+	expires   time.Time
+}
+
+func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
+	c := &coordinator{
+		cfg: cfg, log: cfg.Log,
+		miners: map[identity.NodeID]*minerEntry{}, sessions: map[identity.SessionID]*coordinatorSession{},
+		clients: map[*signal.Peer]int{},
+	}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.conn, err = listenUDP(cfg.Listen, "[coordinator] listen"); err != nil {
+		return nil, err
+	}
+	c.quic = &quic.Transport{Conn: c.conn, StatelessResetKey: signal.ResetKey(cfg.Key)}
+	if c.ledger, err = openLedger(cfg.Reputation, cfg.Log); err != nil {
+		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Hint: "is another coordinator running with the same -state?", Err: err}
+	}
+	c.board = match.NewBoard(c.ledger)
+	if cfg.TURN.Enabled && len(cfg.TURN.URLs) == 0 {
+		if err := c.startTURN(); err != nil {
+			return nil, err
+		}
+	}
+	c.server, err = signal.NewServer(signal.ServerConfig{
+		Key: cfg.Key, Conn: c.quic, Admit: c.admit, Handler: c, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
+	})
+	return c, err
+}
+
+// openLedger opens the reputation store. One that is damaged has been moved
+// aside: that is logged, and an empty one begins.
+func openLedger(path string, log zerolog.Logger) (*reputation.Ledger, error) {
+	opts := reputation.Options{Log: log}
+	ledger, err := reputation.Open(path, opts)
+	if errors.Is(err, reputation.ErrCorrupt) {
+		log.Error().Err(err).Msg("reputation begins anew")
+		ledger, err = reputation.Open(path, opts)
+	}
+	return ledger, err
+}
+
+// listenUDP opens the address, IPv6 and IPv4 alike when it names no host.
+func listenUDP(addr, setting string) (*net.UDPConn, error) {
+	resolved, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return nil, &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("%s = %q: %v", setting, addr, err), Err: err}
+	}
+	conn, err := net.ListenUDP("udp", resolved)
+	if err != nil {
+		return nil, &Error{
+			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("cannot listen on UDP %s: %v", addr, errors.Unwrap(err)), Err: err,
+			Hint: fmt.Sprintf("is another coordinator running? Choose another port with %s", setting),
+		}
+	}
+	return conn, nil
+}
+
+func (c *coordinator) startTURN() error {
+	listen, err := net.ResolveUDPAddr("udp", c.cfg.TURN.Listen)
+	if err != nil {
+		return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("[coordinator.turn] listen = %q: %v", c.cfg.TURN.Listen, err), Err: err}
+	}
+	addr := listen.AddrPort()
+	if !addr.Addr().IsValid() {
+		addr = netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
+	}
+	c.turnIP = c.relayIP(addr.Addr())
+	c.turn, err = ice.StartTURN(ice.TURNConfig{
+		Listen: []netip.AddrPort{addr}, RelayIP: c.turnIP,
+		PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
+	})
+	if err != nil {
+		return &Error{
+			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("the relay cannot listen on UDP %s: %v", c.cfg.TURN.Listen, err), Err: err,
+			Hint: "choose another port with [coordinator.turn] listen, or set enabled = false",
+		}
+	}
+	return nil
+}
+
+// relayIP is the address by which miners reach relayed ports: the configured
+// public address, else the interface that leads out, else the listener's own.
+func (c *coordinator) relayIP(listen netip.Addr) netip.Addr {
+	if addr, err := netip.ParseAddr(c.cfg.TURN.RelayIP); err == nil {
+		return addr
+	}
+	for _, public := range c.cfg.Public {
+		host := public
+		if h, _, err := net.SplitHostPort(public); err == nil {
+			host = h
+		}
+		ips, err := net.LookupIP(host)
+		if err != nil {
+			continue
+		}
+		for _, ip := range ips {
+			if addr, ok := netip.AddrFromSlice(ip); ok && addr.Unmap().Is4() {
+				return addr.Unmap()
+			}
+		}
+	}
+	if !listen.IsUnspecified() {
+		return listen
+	}
+	return bestLocalAddr()
+}
+
+// Run serves until ctx ends and every connection is closed.
+func (c *coordinator) Run(ctx context.Context) error {
+	defer c.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		c.sweepLoop(ctx)
+	}()
+	err := c.server.Serve(ctx)
+	cancel()
+	<-swept
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+func (c *coordinator) close() {
+	if c.turn != nil {
+		_ = c.turn.Close()
+	}
+	if c.ledger != nil {
+		if err := c.ledger.Close(); err != nil {
+			c.log.Error().Err(err).Msg("closing the reputation store")
+		}
+	}
+	if c.quic != nil {
+		_ = c.quic.Close()
+	}
+	if c.conn != nil {
+		_ = c.conn.Close()
+	}
+}
+
+// Addr is where the coordinator's signaling listens.
+func (c *coordinator) Addr() netip.AddrPort { return c.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// Runtime is what processes of the same user on this machine need to know.
+func (c *coordinator) Runtime(pid int) identity.Runtime {
+	at := c.Addr()
+	host := at.Addr().Unmap()
+	if host.IsUnspecified() {
+		host = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return identity.Runtime{Addr: netip.AddrPortFrom(host, at.Port()).String(), ID: c.cfg.Key.ID(), Secret: c.cfg.Local, PID: pid}
+}
+
+// admit decides about a node that introduces itself (design §2).
+func (c *coordinator) admit(j signal.Joining) (admittedAs, principal string, err error) {
+	self := c.cfg.Key.ID()
+	if !c.cfg.Local.IsZero() && j.Remote.Addr().Unmap().IsLoopback() &&
+		identity.CheckProof(j.Hello.GetLocalProof(), identity.LocalProof(c.cfg.Local, j.Node, self)) {
+		return admittedLocal, admittedLocal, nil
+	}
+	if !c.cfg.JoinSecret.IsZero() && identity.CheckProof(j.Hello.GetJoinProof(), identity.JoinProof(c.cfg.JoinSecret, j.Node, self)) {
+		return admittedMember, principalOf(j.Remote.Addr()), nil
+	}
+	if c.cfg.Open {
+		return admittedOpen, principalOf(j.Remote.Addr()), nil
+	}
+	if len(j.Hello.GetJoinProof()) == 0 {
+		return "", "", errors.New("it admits only holders of its join link")
+	}
+	return "", "", errors.New("the join link's secret is not the coordinator's")
+}
+
+// principalOf groups nodes that are likely one party: an IPv4 /24, an IPv6 /48.
+func principalOf(addr netip.Addr) string {
+	bits := 24
+	if addr = addr.Unmap(); addr.Is6() {
+		bits = 48
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return addr.String()
+	}
+	return prefix.String()
+}
+
+var _ signal.ServerHandler = (*coordinator)(nil)
+
+// Joined is called when a node is admitted.
+func (c *coordinator) Joined(p *signal.Peer) {
+	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).Str("name", p.Name()).
+		Str("admitted_as", p.AdmittedAs()).Stringer("addr", p.Observed()).Msg("joined")
+	c.cfg.Metrics.joined(p.Role())
+}
+
+// Left is called when a node's connection is gone. Its tunnels are not touched.
+func (c *coordinator) Left(p *signal.Peer, err error) {
+	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).AnErr("cause", err).Msg("left")
+	c.cfg.Metrics.left(p.Role())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m := c.miners[p.Node()]; m != nil && m.peer == p {
+		delete(c.miners, p.Node())
+		c.board.Remove(p.Node())
+		for _, s := range c.sessions {
+			if s.miner == p && !s.offerEnds.IsZero() {
+				s.offerEnds = time.Now() // it will never take it: the next sweep asks another
+			}
+		}
+	}
+	if c.clients[p] > 0 {
+		for id, s := range c.sessions {
+			if s.client == p {
+				s.offerEnds = time.Time{}
+				c.board.End(id) // what it carries shows in the miner's lease
+			}
+		}
+	}
+	delete(c.clients, p)
+}
+
+func roleName(r signalpb.Role) string {
+	if r == signalpb.Role_ROLE_MINER {
+		return "miner"
+	}
+	return "client"
+}
+
+// Message handles what a node says. signal has checked its form.
+func (c *coordinator) Message(p *signal.Peer, env *signalpb.Envelope) {
+	now := time.Now()
+	switch m := env.GetMessage().(type) {
+	case *signalpb.Envelope_MatchRequest:
+		c.match(p, m.MatchRequest, now)
+	case *signalpb.Envelope_Lease:
+		c.lease(p, m.Lease, now)
+	case *signalpb.Envelope_Taken:
+		c.taken(p, m.Taken.GetSession(), now)
+	case *signalpb.Envelope_Decline:
+		c.declined(p, m.Decline, now)
+	case *signalpb.Envelope_Candidates:
+		c.relayCandidates(p, m.Candidates)
+	case *signalpb.Envelope_TunnelStatus:
+		c.tunnelStatus(p, m.TunnelStatus)
+	case *signalpb.Envelope_Receipt:
+		c.receipt(p, m.Receipt, now)
+	case *signalpb.Envelope_ModelsRequest:
+		c.models(p, m.ModelsRequest, now)
+	case *signalpb.Envelope_Renew:
+		c.renew(p, m.Renew.GetSession(), now)
+	case *signalpb.Envelope_SessionEnd:
+		c.sessionEnd(p, m.SessionEnd)
+	}
+}
+
+// lease replaces what the miner said before.
+func (c *coordinator) lease(p *signal.Peer, l *signalpb.Lease, now time.Time) {
+	if p.Role() != signalpb.Role_ROLE_MINER {
+		return
+	}
+	lease := readLease(p, l, now.Add(c.cfg.Deadlines.Lease))
+	c.mu.Lock()
+	c.miners[p.Node()] = &minerEntry{peer: p, candidates: l.GetCandidates(), lease: lease}
+	c.mu.Unlock()
+	c.board.Put(lease)
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_LeaseAck{
+		LeaseAck: &signalpb.LeaseAck{Sequence: l.GetSequence(), Observed: writeAddress(p.Observed())},
+	}})
+}
+
+// session returns the session if p is one of its two ends.
+func (c *coordinator) sessionLocked(p *signal.Peer, raw []byte) *coordinatorSession {
+	id, err := identity.SessionIDFromBytes(raw)
+	if err != nil {
+		return nil
+	}
+	s := c.sessions[id]
+	if s == nil || (s.client != p && s.miner != p) {
+		return nil
+	}
+	return s
+}
+
+// relayCandidates passes trickled candidates to the session's other end.
+func (c *coordinator) relayCandidates(p *signal.Peer, m *signalpb.Candidates) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	c.mu.Unlock()
+	if s == nil {
+		return
+	}
+	other := s.miner
+	if p == s.miner {
+		other = s.client
+	}
+	_ = other.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}})
+}
+
+// tunnelStatus watches the health of a connection.
+func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	c.mu.Unlock()
+	if s == nil || p != s.client {
+		return
+	}
+	if m.GetState() == signalpb.TunnelState_TUNNEL_UP {
+		c.board.Established(s.id)
+	}
+	c.cfg.Metrics.tunnel(m)
+	c.log.Debug().Str("session", s.id.Short()).Str("peer", p.Node().Short()).Str("state", m.GetState().String()).
+		Str("path", m.GetPathKind()).Str("reason", m.GetPathReason()).Dur("rtt", time.Duration(m.GetRttUs())*time.Microsecond).
+		Uint64("lost", m.GetPacketsLost()).Msg("tunnel")
+}
+
+func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, raw)
+	if s == nil || p != s.client {
+		c.mu.Unlock()
+		return
+	}
+	s.expires = now.Add(c.cfg.Deadlines.Session)
+	c.mu.Unlock()
+	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
+		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli()},
+	}}
+	if s.miner.Send(env) == nil {
+		_ = s.client.Send(env)
+	}
+}
+
+func (c *coordinator) sessionEnd(p *signal.Peer, m *signalpb.SessionEnd) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	if s == nil || p != s.client {
+		c.mu.Unlock()
+		return
+	}
+	c.endLocked(s)
+	c.mu.Unlock()
+	_ = s.miner.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{SessionEnd: m}})
+}
+
+// endLocked forgets the session and what was lent to it.
+func (c *coordinator) endLocked(s *coordinatorSession) {
+	delete(c.sessions, s.id)
+	if n := c.clients[s.client]; n > 1 {
+		c.clients[s.client] = n - 1
+	} else {
+		delete(c.clients, s.client)
+	}
+	c.board.End(s.id)
+	if c.turn != nil {
+		c.turn.Revoke(s.id)
+	}
+}
+
+// sweepLoop moves on what waits in vain, until ctx ends.
+func (c *coordinator) sweepLoop(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			c.sweep(now)
+		}
+	}
+}
+
+func (c *coordinator) sweep(now time.Time) {
+	c.mu.Lock()
+	var late []*coordinatorSession
+	for _, s := range c.sessions {
+		switch {
+		case !s.expires.After(now):
+			c.endLocked(s)
+		case !s.offerEnds.IsZero() && !s.offerEnds.After(now):
+			late = append(late, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range late {
+		c.nextMiner(s, "did not take the offer in time", now)
+	}
+	c.cfg.Metrics.load(c.counts())
+}
+
+func (c *coordinator) counts() (sessions, miners int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.sessions), len(c.miners)
+}
+
+// bestLocalAddr is the address of this machine that others most likely reach:
+// a global one, then a private one, then loopback. IPv4 first: every node has it.
+func bestLocalAddr() netip.Addr {
+	best := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	bestRank := 0
+	for _, a := range localAddrs() {
+		if rank := addrRank(a); rank > bestRank {
+			best, bestRank = a, rank
+		}
+	}
+	return best
+}
+
+func addrRank(a netip.Addr) int {
+	switch {
+	case !a.Is4():
+		return 0
+	case a.IsPrivate() || isCarrierNAT(a):
+		return 1
+	case a.IsGlobalUnicast():
+		return 2
+	default:
+		return 0
+	}
+}
+
+// localAddrs lists this machine's usable unicast addresses, sorted.
+func localAddrs() []netip.Addr {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var out []netip.Addr
+	for _, a := range addrs {
+		ipnet, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		addr, ok := netip.AddrFromSlice(ipnet.IP)
+		if ok && addr.Unmap().IsGlobalUnicast() {
+			out = append(out, addr.Unmap())
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}

@@ -1,0 +1,282 @@
+package node
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"mintai/api"
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/match"
+	"mintai/reputation"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// match answers a client's request with a grant, and its miner with an offer,
+// at the same time.
+func (c *coordinator) match(p *signal.Peer, req *signalpb.MatchRequest, now time.Time) {
+	if p.Role() != signalpb.Role_ROLE_CLIENT {
+		return
+	}
+	var exclude []identity.NodeID
+	for _, raw := range req.GetExclude() {
+		if id, err := identity.NodeIDFromBytes(raw); err == nil {
+			exclude = append(exclude, id)
+		}
+	}
+	c.mu.Lock()
+	full := c.clients[p] >= maxSessionsPerClient
+	c.mu.Unlock()
+	if full {
+		c.noMatch(p, &signalpb.NoMatch{
+			Nonce: req.GetNonce(), Code: signalpb.NoMatchCode_NO_MATCH_BUSY, RetryAfterMs: 5000,
+			Message: "this client holds too many sessions",
+		})
+		return
+	}
+	c.offer(p, req, exclude, 1, now)
+}
+
+// offer picks a miner and tells both ends, or tells the client why there is none.
+func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude []identity.NodeID, attempt uint32, now time.Time) {
+	started := time.Now()
+	id := identity.NewSessionID()
+	choice, err := c.board.Take(readNeeds(p, req.GetNeeds(), exclude), id, now.Add(setupLimit), now)
+	if err != nil {
+		c.noMatch(p, writeNoMatch(req.GetNonce(), err))
+		return
+	}
+	c.mu.Lock()
+	entry := c.miners[choice.Miner]
+	if entry == nil { // it left between the two looks
+		c.mu.Unlock()
+		c.board.End(id)
+		c.offer(p, req, append(exclude, choice.Miner), attempt, now)
+		return
+	}
+	s := &coordinatorSession{
+		id: id, client: p, miner: entry.peer, minerID: choice.Miner, model: choice.Model,
+		request: req, exclude: exclude, attempt: attempt,
+		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session),
+	}
+	c.sessions[s.id] = s
+	c.clients[p]++
+	candidates := withObserved(entry.candidates, entry.peer)
+	c.mu.Unlock()
+
+	forClient, forMiner := mintICE()
+	grant := &signalpb.Grant{
+		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
+		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), Ice: forClient,
+		Candidates: candidates, Relay: c.lendRelay(s), Attempt: attempt, Why: choice.Why, Slots: uint32(choice.Slots),
+		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: bothLocal(s),
+	}
+	offer := &signalpb.Offer{
+		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(),
+		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: bothLocal(s),
+	}
+	if err := entry.peer.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
+		c.nextMiner(s, "could not be told", now)
+		return
+	}
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
+	c.cfg.Metrics.matched(time.Since(started))
+	c.log.Info().Str("session", s.id.Short()).Str("client", p.Node().Short()).Str("miner", choice.Miner.Short()).
+		Str("model", string(choice.Model.Name)).Uint32("attempt", attempt).Str("why", choice.Why).Msg("matched")
+}
+
+func nodeBytes(id identity.NodeID) []byte { return id[:] }
+
+func bothLocal(s *coordinatorSession) bool {
+	return s.client.AdmittedAs() == admittedLocal && s.miner.AdmittedAs() == admittedLocal
+}
+
+// mintICE makes both sides' credentials, so that no answer leg is needed.
+func mintICE() (forClient, forMiner *signalpb.ICE) {
+	a, b := ice.NewCredentials(), ice.NewCredentials()
+	return &signalpb.ICE{LocalUfrag: a.Ufrag, LocalPwd: a.Pwd, RemoteUfrag: b.Ufrag, RemotePwd: b.Pwd},
+		&signalpb.ICE{LocalUfrag: b.Ufrag, LocalPwd: b.Pwd, RemoteUfrag: a.Ufrag, RemotePwd: a.Pwd}
+}
+
+// withObserved adds where the coordinator sees the peer: its server-reflexive
+// candidate, because signaling and tunnels share one socket.
+func withObserved(candidates []*signalpb.Candidate, p *signal.Peer) []*signalpb.Candidate {
+	observed := p.Observed()
+	out := make([]*signalpb.Candidate, 0, len(candidates)+1)
+	kind := signalpb.CandidateKind_CANDIDATE_SRFLX
+	for _, candidate := range candidates {
+		if addr, ok := readAddress(candidate.GetAddress()); ok && addr == observed {
+			kind = signalpb.CandidateKind_CANDIDATE_HOST
+			continue // it goes first, below
+		}
+		out = append(out, candidate)
+	}
+	if observed.Addr().IsLoopback() {
+		kind = signalpb.CandidateKind_CANDIDATE_HOST
+	}
+	return append([]*signalpb.Candidate{{Kind: kind, Address: writeAddress(observed)}}, out...)
+}
+
+// lendRelay opens the relay for one session: its client may reach that
+// session's miner, at the addresses where the coordinator has seen it, and
+// nobody else.
+func (c *coordinator) lendRelay(s *coordinatorSession) *signalpb.Relay {
+	switch {
+	case len(c.cfg.TURN.URLs) > 0:
+		user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, s.expires)
+		return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: s.expires.UnixMilli()}
+	case c.turn == nil:
+		return nil
+	}
+	password := ice.NewCredentials().Pwd
+	user := c.turn.Allow(ice.TURNSession{
+		ID: s.id, Password: password, Peers: []netip.Addr{s.miner.Observed().Addr()}, Expires: s.expires,
+	})
+	return &signalpb.Relay{
+		Port: uint32(c.turnPort()), Username: user, Password: password, Realm: "mintai",
+		ExpiresUnixMs: s.expires.UnixMilli(),
+	}
+}
+
+// taken notes that the miner expects the client.
+func (c *coordinator) taken(p *signal.Peer, raw []byte, _ time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.sessionLocked(p, raw); s != nil && s.miner == p {
+		s.offerEnds = time.Time{}
+	}
+}
+
+func (c *coordinator) declined(p *signal.Peer, d *signalpb.Decline, now time.Time) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, d.GetSession())
+	c.mu.Unlock()
+	if s == nil || s.miner != p {
+		return
+	}
+	c.cfg.Metrics.declined()
+	c.nextMiner(s, "declined: "+d.GetReason(), now)
+}
+
+// nextMiner gives the session's request to another miner.
+func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.Time) {
+	c.mu.Lock()
+	if c.sessions[s.id] != s { // ended meanwhile
+		c.mu.Unlock()
+		return
+	}
+	c.endLocked(s)
+	c.mu.Unlock()
+	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).Msg("next miner")
+	_ = s.miner.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
+		SessionEnd: &signalpb.SessionEnd{Session: s.id[:], Reason: reason},
+	}})
+	c.offer(s.client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
+}
+
+func (c *coordinator) noMatch(p *signal.Peer, m *signalpb.NoMatch) {
+	c.cfg.Metrics.unmatched(m.GetCode())
+	c.log.Info().Str("client", p.Node().Short()).Str("code", m.GetCode().String()).Str("message", m.GetMessage()).Msg("no match")
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_NoMatch{NoMatch: m}})
+}
+
+// models lists what this node could be granted.
+func (c *coordinator) models(p *signal.Peer, req *signalpb.ModelsRequest, now time.Time) {
+	out := &signalpb.Models{Nonce: req.GetNonce()}
+	local := p.AdmittedAs() == admittedLocal
+	for _, o := range c.board.Offers(local, now) {
+		out.Offers = append(out.Offers, &signalpb.ModelOffer{
+			Model: writeModel(o.Model), Miner: nodeBytes(o.Miner), MinerName: o.Name, Reputation: o.Reputation,
+			Slots: uint32(o.Slots), InFlight: uint32(o.InFlight),
+		})
+	}
+	out.EmptyMiners = c.board.NoServer(local, now)
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Models{Models: out}})
+}
+
+// receipt records what a session showed.
+func (c *coordinator) receipt(p *signal.Peer, m *signalpb.Receipt, now time.Time) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	c.mu.Unlock()
+	if s == nil {
+		return
+	}
+	request, err := identity.SessionIDFromBytes(m.GetRequest())
+	if err != nil {
+		return
+	}
+	from := reputation.FromClient
+	if p == s.miner {
+		from = reputation.FromMiner
+	}
+	err = c.ledger.Record(reputation.Receipt{
+		Session: s.id, Request: reputation.RequestID(request), Miner: s.minerID, Client: s.client.Node(), ClientPrincipal: s.client.Principal(),
+		Model: s.model.Name, From: from, Outcome: reputation.Outcome(m.GetOutcome()),
+		FirstToken: time.Duration(m.GetFirstTokenUs()) * time.Microsecond, Total: time.Duration(m.GetTotalUs()) * time.Microsecond,
+		Tokens: m.GetTokens(), TokensPerSecond: m.GetTokensPerSecond(), Bytes: m.GetBytes(), PathKind: m.GetPathKind(), At: now,
+	})
+	if err != nil {
+		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", p.Node().Short()).Msg("receipt not counted")
+		return
+	}
+	c.cfg.Metrics.receipt(from == reputation.FromClient, m)
+}
+
+func readNeeds(p *signal.Peer, n *signalpb.Needs, exclude []identity.NodeID) match.Needs {
+	return match.Needs{
+		Model: api.Model(n.GetModel()), Miner: n.GetMiner(), Call: api.Call(n.GetCall()),
+		Tools: n.GetTools(), Vision: n.GetVision(), JSON: n.GetJson(), ContextTokens: int(n.GetContextTokens()),
+		MinReputation: n.GetMinReputation(), Local: p.AdmittedAs() == admittedLocal, Exclude: exclude,
+	}
+}
+
+func readLease(p *signal.Peer, l *signalpb.Lease, expires time.Time) match.Lease {
+	lease := match.Lease{
+		Miner: p.Node(), Name: p.Name(), Principal: p.Principal(), Local: p.AdmittedAs() == admittedLocal,
+		Slots: int(l.GetSlots()), InFlight: int(l.GetInFlight()), Queued: int(l.GetQueued()), QueueLimit: int(l.GetQueueLimit()),
+		Draining: l.GetDraining(), Expires: expires,
+	}
+	for _, m := range l.GetModels() {
+		model := match.Model{
+			Name: api.Model(m.GetName()), ContextTokens: int(m.GetContextTokens()), Tools: m.GetTools(), Vision: m.GetVision(),
+			JSON: m.GetJson(), SameUserOnly: m.GetSameUserOnly(), Quantization: m.GetQuantization(), SizeBytes: m.GetSizeBytes(),
+			Family: m.GetFamily(), Backend: m.GetBackend(),
+		}
+		for _, call := range m.GetCalls() {
+			model.Calls = append(model.Calls, api.Call(call))
+		}
+		lease.Models = append(lease.Models, model)
+	}
+	return lease
+}
+
+func writeModel(m match.Model) *signalpb.OfferedModel {
+	out := &signalpb.OfferedModel{
+		Name: string(m.Name), ContextTokens: uint32(m.ContextTokens), Tools: m.Tools, Vision: m.Vision, Json: m.JSON,
+		SameUserOnly: m.SameUserOnly, Quantization: m.Quantization, SizeBytes: m.SizeBytes, Family: m.Family, Backend: m.Backend,
+	}
+	for _, call := range m.Calls {
+		out.Calls = append(out.Calls, string(call))
+	}
+	return out
+}
+
+// writeNoMatch tells the client what each filter removed.
+func writeNoMatch(nonce []byte, err error) *signalpb.NoMatch {
+	out := &signalpb.NoMatch{Nonce: nonce, Code: signalpb.NoMatchCode_NO_MATCH_FILTERED, Message: err.Error()}
+	var none *match.NoMatchError
+	if !errors.As(err, &none) {
+		return out
+	}
+	for _, f := range none.Filters {
+		out.Filters = append(out.Filters, &signalpb.FilterStep{Reason: f.Reason, Removed: uint32(f.Removed)})
+	}
+	for _, m := range none.Offered {
+		out.Offered = append(out.Offered, string(m))
+	}
+	out.Code, out.RetryAfterMs = signalpb.NoMatchCode(none.Code), none.RetryAfter.Milliseconds()
+	return out
+}

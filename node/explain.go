@@ -1,0 +1,201 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"mintai/api"
+	"mintai/quicstream"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// lostError says that the tunnel ended before the answer did.
+type lostError struct {
+	Miner string
+	Bytes uint64 // of the answer that had come
+	// Backend says that the tunnel is well and the AI server broke off.
+	Backend bool
+	Err     error
+}
+
+func (e *lostError) Error() string { return fmt.Sprintf("%s was lost: %v", e.Miner, e.Err) }
+func (e *lostError) Unwrap() error { return e.Err }
+
+// refusedError says that the miner itself did not take the request.
+type refusedError struct {
+	Miner      string
+	Code       string // of api, or a quicstream.Refusal
+	Status     int
+	RetryAfter time.Duration
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("%s refused the request (%s)", e.Miner, e.Code)
+}
+
+// explain turns any failure of a request into what a person is told.
+func explain(err error, c *client) *Error {
+	var (
+		done    *Error
+		noMatch *signal.NoMatchError
+		refused *signal.RefusedError
+		path    *PathError
+		lost    *lostError
+		busy    *refusedError
+	)
+	switch {
+	case errors.As(err, &done):
+		return done
+	case errors.As(err, &noMatch):
+		return explainNoMatch(noMatch)
+	case errors.As(err, &refused):
+		return explainRefused(refused, err)
+	case errors.As(err, &path):
+		return &Error{
+			Exit: ExitNoPath, Code: "no_path", Err: err,
+			Message: fmt.Sprintf("no path to %s: %s", path.Miner, path.Reason),
+			Hint:    "check that UDP is allowed out on both sides, and that the coordinator's relay (UDP 3478) can be reached",
+		}
+	case errors.As(err, &busy):
+		return explainBusy(busy)
+	case errors.Is(err, errFirstByte):
+		return &Error{Exit: ExitDeadline, Code: "first_byte", Message: err.Error(), Hint: "the model may be loading; try again, or raise [client] first_byte", Err: err}
+	case errors.As(err, &lost):
+		if lost.Backend {
+			return &Error{Exit: ExitLost, Code: "backend_lost", Message: "the AI server on " + lost.Miner + " broke off in the middle of the answer", Hint: "what is shown is incomplete; ask again", Err: err}
+		}
+		if lost.Bytes == 0 {
+			return &Error{Exit: ExitNoPath, Code: "miner_lost", Message: lost.Miner + " vanished before it answered", Hint: "ask again", Err: err}
+		}
+		return &Error{Exit: ExitLost, Code: "miner_lost", Message: lost.Miner + " was lost in the middle of the answer", Hint: "what is shown is incomplete; ask again", Err: err}
+	case errors.Is(err, signal.ErrNotConnected):
+		return c.unreachable(err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Exit: ExitDeadline, Code: "deadline", Message: "the deadline passed before the answer was complete", Hint: "raise -timeout", Err: err}
+	case errors.Is(err, context.Canceled):
+		return &Error{Exit: ExitInterrupted, Code: "interrupted", Message: "interrupted", Err: err}
+	}
+	return &Error{Exit: ExitInternal, Code: "internal", Message: err.Error(), Err: err}
+}
+
+// unreachable says that no coordinator answers, and why.
+func (c *client) unreachable(err error) *Error {
+	return unreachableError(c.membership, c.sig.Status().Err, err)
+}
+
+func unreachableError(m membership, why, err error) *Error {
+	var refused *signal.RefusedError
+	if errors.As(why, &refused) {
+		return explainRefused(refused, why)
+	}
+	e := &Error{
+		Exit: ExitNoPath, Code: "no_coordinator", Err: err,
+		Message: fmt.Sprintf("no coordinator answers at %s", strings.Join(m.addrs, " or ")),
+		Hint:    "is it running, and is UDP to that address allowed?",
+	}
+	if why != nil {
+		e.Message += fmt.Sprintf(" (%v)", why)
+	}
+	if m.origin == originRuntime {
+		e.Hint = "start it: mintai -mode coordinator"
+	}
+	return e
+}
+
+func explainRefused(r *signal.RefusedError, err error) *Error {
+	e := &Error{Exit: ExitNotAdmitted, Code: "not_admitted", Message: "the coordinator refuses this node: " + r.Message, Err: err}
+	switch r.Close {
+	case signal.CloseNotAdmitted:
+		e.Hint = "ask its owner for the current join link, then: mintai -mode client join LINK"
+	case signal.CloseReplaced:
+		e.Code, e.Hint = "replaced", "another process runs with the same key; give each its own -state"
+	case signal.CloseTooMany:
+		e.Exit, e.Code, e.Hint = ExitNoPath, "too_many", "try again later"
+	case signal.CloseShuttingDown:
+		e.Exit, e.Code, e.Hint = ExitNoPath, "shutting_down", "try again in a moment"
+	default:
+		e.Exit, e.Code, e.Hint = ExitInternal, "protocol", "do both sides run the same version?"
+	}
+	return e
+}
+
+func explainNoMatch(n *signal.NoMatchError) *Error {
+	m := n.NoMatch
+	e := &Error{Exit: ExitNoMiner, Code: "no_miner", Message: m.GetMessage(), Err: n}
+	if e.Message == "" {
+		e.Message = "no miner can take the request"
+	}
+	var parts []string
+	for _, f := range m.GetFilters() {
+		if f.GetRemoved() > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", f.GetRemoved(), f.GetReason()))
+		}
+	}
+	if len(parts) > 0 {
+		e.Message += ": " + strings.Join(parts, "; ")
+	}
+	switch m.GetCode() {
+	case signalpb.NoMatchCode_NO_MATCH_NO_MINER:
+		e.Hint = "start one: mintai -mode miner -config miner.toml"
+	case signalpb.NoMatchCode_NO_MATCH_NO_SERVER:
+		e.Code, e.Hint = "no_server", "start Ollama on it, or name its server in a [[miner.backend]]"
+	case signalpb.NoMatchCode_NO_MATCH_BUSY:
+		e.Code, e.Hint = "busy", "try again in a moment"
+	case signalpb.NoMatchCode_NO_MATCH_BAD_REQUEST:
+		e.Exit, e.Code = ExitUsage, "bad_request"
+	case signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED:
+		if offered := m.GetOffered(); len(offered) > 0 {
+			e.Hint = "offered: " + strings.Join(offered, ", ")
+		}
+	}
+	return e
+}
+
+func explainBusy(r *refusedError) *Error {
+	e := &Error{Exit: ExitNoMiner, Code: r.Code, Err: r}
+	switch r.Code {
+	case api.CodeBusy, api.CodeShuttingDown, string(quicstream.RefusedGoingAway):
+		e.Code, e.Message, e.Hint = "busy", r.Miner+" takes no more requests now and nobody else offers the model", "try again in a moment"
+	case api.CodeModelNotFound:
+		e.Message = r.Miner + " no longer offers the model"
+	case api.CodeBackendDown:
+		e.Message, e.Hint = "the AI server on "+r.Miner+" does not answer", "is it running there?"
+	case api.CodeBackendAuth:
+		e.Exit, e.Message = ExitRefused, "the AI server on "+r.Miner+" refuses the miner's own API key"
+		e.Hint = "its owner sets api_key_env or api_key_file in the [[miner.backend]]"
+	case api.CodeBackendNonsense:
+		e.Exit, e.Message, e.Hint = ExitRefused, "the AI server on "+r.Miner+" answered nonsense", "is its url in the [[miner.backend]] an AI server's?"
+	default:
+		e.Exit, e.Message, e.Hint = ExitNoPath, r.Error(), "ask again"
+	}
+	return e
+}
+
+// toAPIError is the failure in the terms of the HTTP APIs.
+func toAPIError(e *Error) *api.Error {
+	out := &api.Error{Code: e.Code, Message: e.Message, Hint: e.Hint, Status: http.StatusBadGateway}
+	switch e.Exit {
+	case ExitUsage:
+		out.Status = http.StatusBadRequest
+	case ExitNotAdmitted:
+		out.Status = http.StatusForbidden
+	case ExitNoMiner:
+		out.Status, out.RetryAfter = http.StatusServiceUnavailable, 5*time.Second
+		if e.Code == "no_miner" {
+			out.Status, out.RetryAfter, out.Code = http.StatusNotFound, 0, api.CodeModelNotFound
+		}
+	case ExitDeadline:
+		out.Status = http.StatusGatewayTimeout
+	case ExitInternal:
+		out.Status = http.StatusInternalServerError
+	case ExitInterrupted:
+		out.Status = 499 // client closed request; nobody reads it
+	case ExitOK, ExitNoPath, ExitLost, ExitRefused:
+	}
+	return out
+}

@@ -1,0 +1,507 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mintai/api"
+	"mintai/backend"
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/quicstream"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// How a miner waits.
+const (
+	// leaseEvery is how often the lease is renewed without a reason.
+	leaseEvery = 20 * time.Second
+	// leaseSoon is the least time between two leases that changes ask for.
+	leaseSoon = 100 * time.Millisecond
+	// checkLife is how long a miner keeps checking for a client that never
+	// comes: a little longer than the client's own deadlines.
+	checkLife = 12 * time.Second
+	// maxMinerSessions bounds the live sessions of one miner.
+	maxMinerSessions = 4096
+	// maxChecking bounds the sessions that look for a path at once.
+	maxChecking = 64
+)
+
+// minerConfig is what newMiner needs.
+type minerConfig struct {
+	Membership membership
+	Key        *identity.Key
+	Name       string
+	Loopback   bool
+	TicketFile string
+	Pins       *identity.Pins
+	Notice     func(string)
+	Backends   *backend.Pool
+	Deadlines  MinerDeadlines
+	Log        zerolog.Logger
+	Metrics    *minerMetrics
+}
+
+// miner is the serving role: it keeps a lease at the coordinator, expects the
+// clients that it offers, and answers them from its backends.
+type miner struct {
+	cfg    minerConfig
+	log    zerolog.Logger
+	socket *ice.Socket
+	sig    *signal.Node
+	server *quicstream.Server
+	hello  []*signalpb.Candidate
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	sessions map[identity.SessionID]*minerSession
+	granted  map[identity.NodeID]int // live sessions of each client
+	draining bool
+	sequence uint64
+	expiry   *time.Timer
+}
+
+// minerSession is a miner's side of one match.
+type minerSession struct {
+	id      identity.SessionID
+	client  identity.NodeID
+	model   api.Model
+	expires time.Time
+	checks  *ice.Session // nil once the client has come, or never will
+	since   time.Time
+}
+
+func newMiner(cfg minerConfig) (*miner, error) {
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Log: cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("opening a UDP socket: %w", err)
+	}
+	m := &miner{
+		cfg: cfg, log: cfg.Log, socket: socket, hello: writeCandidates(socket.HostCandidates()),
+		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
+	}
+	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
+		Key: cfg.Key, Authorize: m.authorize, Handler: http.HandlerFunc(m.serve),
+		ResumeWindow: cfg.Deadlines.ResumeWindow, Log: cfg.Log,
+	})
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	m.sig, err = signal.NewNode(signal.NodeConfig{
+		Key: cfg.Key, Transport: socket.Transport(),
+		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
+		Trust: cfg.Membership.trust(cfg.Pins, cfg.Notice), TicketFile: cfg.TicketFile,
+		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
+			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, m.hello)
+		},
+		Handler: (*minerHandler)(m), Log: cfg.Log,
+	})
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Run serves until ctx ends; then it takes nothing new, lets running answers
+// finish within [miner.deadlines] drain, and closes everything.
+func (m *miner) Run(ctx context.Context) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the draining
+	defer stop()
+	var wg sync.WaitGroup
+	errs := make(chan error, 3)
+	for _, part := range []func(context.Context) error{m.sig.Run, m.cfg.Backends.Run, m.serveTunnels} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			errs <- part(work)
+		}()
+	}
+	var err error
+	leases := make(chan struct{})
+	go func() {
+		defer close(leases)
+		m.leaseLoop(work)
+	}()
+	select {
+	case <-ctx.Done():
+		m.drain(work)
+	case err = <-errs: // a part ended that never should
+	}
+	stop()
+	<-leases
+	wg.Wait()
+	m.closeSessions()
+	if cerr := m.socket.Close(); err == nil || errors.Is(err, context.Canceled) {
+		err = cerr
+	}
+	return err
+}
+
+func (m *miner) serveTunnels(ctx context.Context) error {
+	return m.server.Serve(ctx, m.socket.Transport())
+}
+
+// drain tells the coordinator to send nobody else and waits for running answers.
+func (m *miner) drain(ctx context.Context) {
+	m.mu.Lock()
+	m.draining = true
+	m.mu.Unlock()
+	m.sendLease()
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Drain)
+	defer cancel()
+	if err := m.server.Shutdown(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		m.log.Warn().Err(err).Msg("answers were cut off by the stop")
+	}
+}
+
+func (m *miner) closeSessions() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sessions {
+		s.stopChecksLocked()
+	}
+}
+
+// leaseLoop renews the lease on time, and soon after something changed.
+func (m *miner) leaseLoop(ctx context.Context) {
+	tick := time.NewTicker(leaseEvery)
+	defer tick.Stop()
+	sweep := time.NewTicker(time.Second)
+	defer sweep.Stop()
+	var soon <-chan time.Time
+	var models int
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.sendLease()
+		case <-m.cfg.Backends.Changed():
+			if soon == nil {
+				soon = time.After(leaseSoon)
+			}
+		case <-soon:
+			soon = nil
+			m.sendLease()
+			models = m.sayModels(models)
+		case now := <-sweep.C:
+			m.sweep(now)
+		}
+	}
+}
+
+// sayModels logs what is offered when the number of models changed.
+func (m *miner) sayModels(before int) int {
+	snap := m.cfg.Backends.Snapshot()
+	if len(snap.Models) == before {
+		return before
+	}
+	names := make([]string, 0, len(snap.Models))
+	for _, model := range snap.Models {
+		names = append(names, string(model.Name))
+	}
+	m.log.Info().Strs("models", names).Int("slots", snap.Slots).Msg("offering")
+	for _, problem := range snap.Problems {
+		m.log.Warn().Msg(problem)
+	}
+	return len(snap.Models)
+}
+
+// sendLease states what this miner is ready for. While the coordinator is away
+// it is not sent; the next connection begins with one.
+func (m *miner) sendLease() {
+	snap := m.cfg.Backends.Snapshot()
+	m.mu.Lock()
+	m.sequence++
+	lease := &signalpb.Lease{
+		Sequence: m.sequence, Slots: uint32(snap.Slots), InFlight: uint32(snap.InFlight), Queued: uint32(snap.Queued),
+		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: m.hello,
+	}
+	m.mu.Unlock()
+	for _, info := range snap.Models {
+		lease.Models = append(lease.Models, writeModelInfo(info))
+	}
+	if err := m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Lease{Lease: lease}}); err != nil && !errors.Is(err, signal.ErrNotConnected) {
+		m.log.Warn().Err(err).Msg("lease not sent")
+	}
+}
+
+func writeModelInfo(info backend.ModelInfo) *signalpb.OfferedModel {
+	out := &signalpb.OfferedModel{
+		Name: string(info.Name), ContextTokens: uint32(max(0, info.ContextTokens)), Tools: info.Tools, Vision: info.Vision, Json: info.JSON,
+		SameUserOnly: info.SameUserOnly, Quantization: info.Quantization, SizeBytes: info.SizeBytes, Family: info.Family, Backend: info.Backend,
+	}
+	for _, call := range info.Calls {
+		out.Calls = append(out.Calls, string(call))
+	}
+	return out
+}
+
+// sweep ends the checks of clients that did not come and the sessions that are over.
+func (m *miner) sweep(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sessions {
+		if s.checks != nil && now.Sub(s.since) > checkLife {
+			s.stopChecksLocked()
+		}
+		if !s.expires.After(now) {
+			m.endLocked(s)
+		}
+	}
+}
+
+func (m *miner) endLocked(s *minerSession) {
+	s.stopChecksLocked()
+	delete(m.sessions, s.id)
+	if n := m.granted[s.client]; n > 1 {
+		m.granted[s.client] = n - 1
+	} else {
+		delete(m.granted, s.client)
+	}
+}
+
+// stopChecksLocked closes the agent; QUIC's keep-alive holds the mapping.
+func (s *minerSession) stopChecksLocked() {
+	if s.checks != nil {
+		_ = s.checks.Close()
+		s.checks = nil
+	}
+}
+
+// authorize admits a client's tunnel while it has a live session here.
+func (m *miner) authorize(client identity.NodeID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.granted[client] == 0 {
+		return errors.New("no live session")
+	}
+	return nil
+}
+
+// serve answers one request that came through a tunnel.
+func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
+	call, err := api.Lookup(r.Method, r.URL.EscapedPath())
+	if err != nil {
+		api.WriteError(w, "", &api.Error{Status: http.StatusNotFound, Code: api.CodeNotOffered, Message: "no such call here"})
+		return
+	}
+	client, _ := quicstream.PeerFromContext(r.Context())
+	s, refusal := m.sessionFor(client, r.Header.Get(api.HeaderSession))
+	if refusal != nil {
+		api.WriteError(w, call, refusal)
+		return
+	}
+	started := time.Now()
+	acc := &accountWriter{ResponseWriter: w, start: started, counter: api.NewTokenCounter(call, true)}
+	completed := false
+	defer func() { // also when the handler aborts a truncated answer
+		m.account(s, r, acc, completed)
+	}()
+	m.cfg.Backends.ServeHTTP(acc, r.WithContext(backend.WithGrant(r.Context(), s.model)))
+	completed = true
+}
+
+// sessionFor returns the client's live session with that ID.
+func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession, *api.Error) {
+	id, err := identity.ParseSessionID(header)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sessions[id]
+	switch {
+	case err != nil, s == nil, s.client != client, !s.expires.After(time.Now()):
+		return nil, &api.Error{Status: http.StatusForbidden, Code: codeSession, Message: "no live session of this client"}
+	case m.draining:
+		return nil, &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeShuttingDown, Message: "the miner is stopping"}
+	}
+	s.stopChecksLocked() // its client is here
+	copied := *s
+	return &copied, nil
+}
+
+// account reports what this end saw of the request.
+func (m *miner) account(s *minerSession, r *http.Request, w *accountWriter, completed bool) {
+	a := account{total: time.Since(w.start), bytes: w.bytes, outcome: signalpb.Outcome_OUTCOME_OK}
+	if id, err := identity.ParseSessionID(r.Header.Get(api.HeaderRequest)); err == nil {
+		a.id = id
+	}
+	a.tokens, _ = w.counter.Tokens()
+	if !w.firstAt.IsZero() {
+		a.firstToken = w.firstAt.Sub(w.start)
+		if rest := time.Since(w.firstAt).Seconds(); rest > 0 && a.tokens > 1 {
+			a.speed = float64(a.tokens-1) / rest
+		}
+	}
+	switch {
+	case r.Context().Err() != nil:
+		a.outcome = signalpb.Outcome_OUTCOME_CANCELLED
+	case !completed, w.status >= 500:
+		a.outcome = signalpb.Outcome_OUTCOME_BACKEND_ERROR
+	case w.status >= 400:
+		a.outcome = signalpb.Outcome_OUTCOME_REFUSED
+	}
+	m.cfg.Metrics.request(a)
+	_ = m.sig.Send(a.message(s.id, s.model)) // lost when the coordinator is away
+	m.log.Debug().Str("session", s.id.Short()).Str("peer", s.client.Short()).Str("outcome", a.outcome.String()).
+		Dur("first", a.firstToken).Dur("total", a.total).Uint64("tokens", a.tokens).Msg("request")
+}
+
+// accountWriter counts what passes to the client.
+type accountWriter struct {
+	http.ResponseWriter
+	start, firstAt time.Time
+	status         int
+	bytes          uint64
+	counter        *api.TokenCounter
+}
+
+// WriteHeader notes the final status.
+func (w *accountWriter) WriteHeader(status int) {
+	if status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write passes p on.
+func (w *accountWriter) Write(p []byte) (int, error) {
+	if w.firstAt.IsZero() {
+		w.firstAt = time.Now()
+	}
+	w.bytes += uint64(len(p))
+	_, _ = w.counter.Write(p) // counts, never fails
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController flush.
+func (w *accountWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// minerHandler receives what the coordinator sends.
+type minerHandler miner
+
+var _ signal.Handler = (*minerHandler)(nil)
+
+// Connected begins every connection with a lease.
+func (h *minerHandler) Connected(w *signalpb.Welcome) {
+	m := (*miner)(h)
+	observed, _ := readAddress(w.GetObserved())
+	m.log.Info().Str("admitted_as", w.GetAdmittedAs()).Stringer("seen_at", observed).Msg("coordinator connected")
+	m.sendLease()
+}
+
+// Disconnected is called when the connection is gone; signaling reconnects by itself.
+func (h *minerHandler) Disconnected(err error) {
+	h.log.Warn().AnErr("cause", err).Msg("coordinator away; running answers go on")
+}
+
+// Message takes offers, candidates, renewals and ends of sessions.
+func (h *minerHandler) Message(env *signalpb.Envelope) {
+	m := (*miner)(h)
+	switch msg := env.GetMessage().(type) {
+	case *signalpb.Envelope_Offer:
+		m.offered(msg.Offer)
+	case *signalpb.Envelope_Candidates:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if s := m.sessionLocked(msg.Candidates.GetSession()); s != nil && s.checks != nil {
+			for _, candidate := range readCandidates(msg.Candidates.GetCandidates()) {
+				if err := s.checks.AddRemote(candidate); err != nil {
+					m.log.Debug().Err(err).Str("session", s.id.Short()).Msg("candidate not used")
+				}
+			}
+		}
+	case *signalpb.Envelope_Renewed:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if s := m.sessionLocked(msg.Renewed.GetSession()); s != nil {
+			s.expires = time.UnixMilli(msg.Renewed.GetExpiresUnixMs())
+		}
+	case *signalpb.Envelope_SessionEnd:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if s := m.sessionLocked(msg.SessionEnd.GetSession()); s != nil {
+			m.endLocked(s)
+		}
+	}
+}
+
+func (m *miner) sessionLocked(raw []byte) *minerSession {
+	id, err := identity.SessionIDFromBytes(raw)
+	if err != nil {
+		return nil
+	}
+	return m.sessions[id]
+}
+
+// offered takes or declines a client.
+func (m *miner) offered(o *signalpb.Offer) {
+	id, err := identity.SessionIDFromBytes(o.GetSession())
+	client, cerr := identity.NodeIDFromBytes(o.GetClient())
+	if err != nil || cerr != nil {
+		m.log.Warn().Msg("malformed offer")
+		return
+	}
+	if reason := m.takeOffer(id, client, o); reason != "" {
+		m.log.Debug().Str("session", id.Short()).Str("cause", reason).Msg("declined")
+		m.cfg.Metrics.declined(reason)
+		_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Decline{
+			Decline: &signalpb.Decline{Session: id[:], Reason: reason, RetryAfterMs: 2000},
+		}})
+		return
+	}
+	_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: id[:]}}})
+}
+
+// takeOffer registers the session and starts its checks, or says why not.
+func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *signalpb.Offer) (refusal string) {
+	snap := m.cfg.Backends.Snapshot()
+	offered := false
+	for _, model := range snap.Models {
+		offered = offered || string(model.Name) == o.GetModel() && (!model.SameUserOnly || o.GetSameUser())
+	}
+	local, remote := readICE(o.GetIce())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	checking := 0
+	for _, s := range m.sessions {
+		if s.checks != nil {
+			checking++
+		}
+	}
+	switch {
+	case m.draining:
+		return "draining"
+	case !offered:
+		return "model gone"
+	case snap.InFlight >= snap.Slots && snap.Queued >= snap.QueueLimit, len(m.sessions) >= maxMinerSessions, checking >= maxChecking:
+		return "busy"
+	case m.sessions[id] != nil:
+		return "" // said twice
+	}
+	s := &minerSession{
+		id: id, client: client, model: api.Model(o.GetModel()), expires: time.UnixMilli(o.GetExpiresUnixMs()), since: time.Now(),
+	}
+	checks, err := m.socket.Open(ice.SessionConfig{
+		ID: id, Peer: client, Local: local, Remote: remote, Candidates: readCandidates(o.GetCandidates()),
+	})
+	switch {
+	case err == nil:
+		s.checks = checks
+	case errors.Is(err, ice.ErrPeerBusy): // an earlier session with it is looking for the same path
+	default:
+		m.log.Warn().Err(err).Str("session", id.Short()).Msg("checks could not start")
+		return "no path"
+	}
+	m.sessions[id] = s
+	m.granted[client]++
+	return ""
+}

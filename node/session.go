@@ -1,0 +1,141 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"mintai/api"
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/signal/signalpb"
+)
+
+// maxTrickled bounds the candidates that wait to be used.
+const maxTrickled = 16
+
+// session is a client's side of one match: what a Grant said.
+type session struct {
+	id        identity.SessionID
+	miner     identity.NodeID
+	minerName string
+	model     api.Model
+	why       string
+	slots     int
+	sameUser  bool
+	expires   time.Time // guarded by the client's mu once the session is remembered
+	granted   time.Time
+	warm      warmKey   // what it was granted for
+
+	localICE, remoteICE ice.Credentials
+	candidates          []ice.Candidate
+	trickled            chan ice.Candidate
+	headStart           time.Duration
+
+	relay     *ice.RelayConfig // nil: no relay to be had
+	relayPort uint16           // of the coordinator's own relay; 0: none
+	relayURLs []string
+}
+
+// readGrant turns a Grant into a session. A grant that lacks what it must have
+// is an error: the coordinator is broken or not what it says.
+func readGrant(g *signalpb.Grant) (*session, error) {
+	id, err := identity.SessionIDFromBytes(g.GetSession())
+	if err != nil {
+		return nil, fmt.Errorf("grant: %w", err)
+	}
+	miner, err := identity.NodeIDFromBytes(g.GetMiner())
+	if err != nil {
+		return nil, fmt.Errorf("grant: miner: %w", err)
+	}
+	s := &session{
+		id: id, miner: miner, minerName: g.GetMinerName(), model: api.Model(g.GetModel()), why: g.GetWhy(),
+		slots: int(g.GetSlots()), sameUser: g.GetSameUser(), expires: time.UnixMilli(g.GetExpiresUnixMs()),
+		candidates: readCandidates(g.GetCandidates()),
+		granted:    time.Now(),
+		trickled:   make(chan ice.Candidate, maxTrickled),
+		headStart:  time.Duration(g.GetHeadStartMs()) * time.Millisecond,
+	}
+	s.localICE, s.remoteICE = readICE(g.GetIce())
+	if s.localICE.Ufrag == "" || s.remoteICE.Ufrag == "" {
+		return nil, fmt.Errorf("grant: no ICE credentials")
+	}
+	if s.minerName == "" {
+		s.minerName = miner.Short()
+	}
+	if r := g.GetRelay(); r != nil {
+		s.relayPort, s.relayURLs = uint16(r.GetPort()), r.GetUrls()
+		s.relay = &ice.RelayConfig{
+			Username: r.GetUsername(), Password: r.GetPassword(), Realm: r.GetRealm(),
+			Local: s.localICE, Remote: s.remoteICE,
+		}
+	}
+	return s, nil
+}
+
+// expired reports whether the miner refuses new requests of the session.
+func (s *session) expired(now time.Time) bool { return !now.Before(s.expires) }
+
+// trickle hands a candidate to whoever connects the session. One too many is
+// dropped: the useful ones come first.
+func (s *session) trickle(c ice.Candidate) {
+	select {
+	case s.trickled <- c:
+	default:
+	}
+}
+
+func readICE(m *signalpb.ICE) (local, remote ice.Credentials) {
+	return ice.Credentials{Ufrag: m.GetLocalUfrag(), Pwd: m.GetLocalPwd()},
+		ice.Credentials{Ufrag: m.GetRemoteUfrag(), Pwd: m.GetRemotePwd()}
+}
+
+// readCandidates drops candidates that are no usable UDP address.
+func readCandidates(in []*signalpb.Candidate) []ice.Candidate {
+	out := make([]ice.Candidate, 0, len(in))
+	for _, c := range in {
+		addr, ok := readAddress(c.GetAddress())
+		kind, known := candidateKinds[c.GetKind()]
+		if ok && known {
+			out = append(out, ice.Candidate{Kind: kind, Addr: addr, Priority: c.GetPriority()})
+		}
+	}
+	return out
+}
+
+var candidateKinds = map[signalpb.CandidateKind]ice.Kind{
+	signalpb.CandidateKind_CANDIDATE_HOST:   ice.Host,
+	signalpb.CandidateKind_CANDIDATE_SRFLX:  ice.Srflx,
+	signalpb.CandidateKind_CANDIDATE_PRFLX:  ice.Prflx,
+	signalpb.CandidateKind_CANDIDATE_MAPPED: ice.Mapped,
+	signalpb.CandidateKind_CANDIDATE_RELAY:  ice.RelayUDP,
+}
+
+func writeCandidates(in []ice.Candidate) []*signalpb.Candidate {
+	out := make([]*signalpb.Candidate, 0, len(in))
+	for _, c := range in {
+		out = append(out, &signalpb.Candidate{Kind: writeKind(c.Kind), Address: writeAddress(c.Addr), Priority: c.Priority})
+	}
+	return out
+}
+
+func writeKind(k ice.Kind) signalpb.CandidateKind {
+	for wire, kind := range candidateKinds {
+		if kind == k {
+			return wire
+		}
+	}
+	return signalpb.CandidateKind_CANDIDATE_UNSPECIFIED
+}
+
+func readAddress(a *signalpb.Address) (netip.AddrPort, bool) {
+	ip, ok := netip.AddrFromSlice(a.GetIp())
+	if !ok || a.GetPort() == 0 || a.GetPort() > 65535 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(ip.Unmap(), uint16(a.GetPort())), true
+}
+
+func writeAddress(a netip.AddrPort) *signalpb.Address {
+	return &signalpb.Address{Ip: a.Addr().Unmap().AsSlice(), Port: uint32(a.Port())}
+}

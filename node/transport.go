@@ -1,0 +1,375 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strconv"
+	"sync"
+	"time"
+
+	"mintai/api"
+	"mintai/gateway"
+	"mintai/identity"
+	"mintai/quicstream"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// maxTries bounds the miners that one request is offered to.
+const maxTries = 4
+
+// queueDeadline is how long a request may wait for its turn at a miner that
+// keeps saying so.
+const queueDeadline = 10 * time.Minute
+
+// RoundTrip carries a request of the local endpoint, which has parsed it, to a
+// miner. Its errors are *api.Error, ready to be shown in the API's own shape.
+func (c *client) RoundTrip(r *http.Request) (*http.Response, error) {
+	req := gateway.RequestFromContext(r.Context())
+	if req == nil {
+		return nil, &api.Error{Status: http.StatusInternalServerError, Code: "internal", Message: "the request was not parsed"}
+	}
+	if r.Body != nil {
+		_ = r.Body.Close() // req holds what was in it
+	}
+	resp, err := c.Do(r.Context(), req, r.Header.Get("Accept"))
+	if err != nil {
+		return nil, toAPIError(explain(err, c))
+	}
+	resp.Request = r
+	return resp, nil
+}
+
+var _ http.RoundTripper = (*client)(nil)
+
+// Do sends the request to a miner that can answer it and returns as soon as the
+// answer's header is there. A miner that refuses, vanishes or can't be reached
+// before that is replaced by the next one. The body of the response must be
+// closed; closing it early cancels the work at the AI server.
+func (c *client) Do(ctx context.Context, req *api.Request, accept string) (*http.Response, error) {
+	model, miner := splitTarget(req.Model)
+	n := needs{Needs: req.Needs, model: model, miner: miner, call: req.Call}
+	tr := traceFrom(ctx)
+	var exclude []identity.NodeID
+	var last error // of the try before, more telling than "nobody is left"
+	for attempt := 1; attempt <= maxTries; attempt++ {
+		tr.try()
+		s, l := c.warmSession(n, exclude)
+		if s != nil {
+			tr.match(s)
+		} else {
+			var err error
+			s, l, err = c.open(ctx, n, exclude, attempt, tr)
+			if err != nil {
+				if s == nil || ctx.Err() != nil { // no miner, or nobody waits any more
+					return nil, firstTelling(last, err)
+				}
+				c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH})
+				exclude, last = append(exclude, s.miner), err
+				continue
+			}
+		}
+		tr.connect(l.Path)
+		resp, next, err := c.send(ctx, s, l, req, accept, tr)
+		switch next {
+		case deliver:
+			return resp, err
+		case otherMiner:
+			exclude = append(exclude, s.miner)
+		case sameMiner:
+		}
+		last = err
+	}
+	return nil, last
+}
+
+// firstTelling prefers the failure of an earlier try to a "nobody is left".
+func firstTelling(last, err error) error {
+	var none *signal.NoMatchError
+	if last != nil && errors.As(err, &none) {
+		return last
+	}
+	return err
+}
+
+// after says what follows one try.
+type after int
+
+const (
+	deliver    after = iota // the response or the error is the request's result
+	sameMiner               // match again; the same miner may answer
+	otherMiner              // match again, without this miner
+)
+
+// send makes one try over an open tunnel.
+func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request, accept string, tr *trace) (*http.Response, after, error) {
+	tr.stage("waiting for the first token…")
+	start := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	first := newFirstByte(c.deadlines.FirstByte, cancel)
+	hr, id, err := newTunnelRequest(first.watchQueue(ctx, tr), s, req, accept)
+	if err != nil {
+		first.stop()
+		cancel(nil)
+		return nil, deliver, err
+	}
+	resp, err := l.RoundTrip(hr)
+	if err != nil {
+		first.stop()
+		cause := context.Cause(ctx)
+		cancel(nil)
+		return nil, c.afterFailure(s, l, id, cause), failureOf(cause, err, s)
+	}
+	acc := &answer{
+		client: c, session: s, link: l, id: id, start: start, status: resp.StatusCode,
+		body: resp.Body, first: first, ctx: ctx, cancel: cancel, counter: api.NewTokenCounter(req.Call, req.Stream),
+	}
+	resp.Body = acc
+	if next := refusal(resp); next != deliver {
+		err := &refusedError{Miner: s.minerName, Code: resp.Header.Get(api.HeaderError), RetryAfter: retryAfter(resp.Header), Status: resp.StatusCode}
+		acc.refused = true
+		_ = acc.Close()
+		if next == sameMiner {
+			c.forget(s)
+		}
+		return nil, next, err
+	}
+	return resp, deliver, nil
+}
+
+// afterFailure decides what follows a request that failed before its answer began.
+func (c *client) afterFailure(s *session, l *link, id identity.SessionID, cause error) after {
+	switch {
+	case errors.Is(cause, errFirstByte):
+		c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_TIMEOUT})
+		return otherMiner
+	case cause != nil: // cancelled, or the request's own deadline
+		c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_CANCELLED})
+		return deliver
+	}
+	c.drop(l, s.miner)
+	c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_LOST})
+	if time.Since(s.granted) > c.deadlines.Direct { // a warm tunnel that died while nobody used it
+		c.forget(s)
+		return sameMiner
+	}
+	return otherMiner
+}
+
+// failureOf names what ended a try.
+func failureOf(cause, err error, s *session) error {
+	switch {
+	case errors.Is(cause, errFirstByte):
+		return fmt.Errorf("%s: %w", s.minerName, errFirstByte)
+	case cause != nil:
+		return cause
+	default:
+		return &lostError{Miner: s.minerName, Err: err}
+	}
+}
+
+// codeSession is api.Error's code for a session that the miner does not know.
+const codeSession = "session"
+
+// refusal says what follows a response in which the miner itself, not its AI
+// server, speaks.
+func refusal(resp *http.Response) after {
+	switch resp.Header.Get(api.HeaderError) {
+	case codeSession, string(quicstream.RefusedUnauthorized): // unknown there, expired, or the miner restarted
+		return sameMiner
+	case api.CodeBusy, api.CodeShuttingDown, string(quicstream.RefusedGoingAway), api.CodeModelNotFound,
+		api.CodeBackendDown, api.CodeBackendAuth, api.CodeBackendNonsense:
+		return otherMiner
+	default:
+		return deliver
+	}
+}
+
+func retryAfter(h http.Header) time.Duration {
+	seconds, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || seconds < 0 {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// newTunnelRequest builds what goes through the tunnel: the call, the parsed
+// body with the granted model, and nothing else of the local request.
+func newTunnelRequest(ctx context.Context, s *session, req *api.Request, accept string) (*http.Request, identity.SessionID, error) {
+	granted := req.WithModel(s.model)
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://miner"+string(req.Call), bytes.NewReader(granted.Body))
+	if err != nil {
+		return nil, identity.SessionID{}, fmt.Errorf("building the request: %w", err)
+	}
+	var id identity.SessionID
+	_, _ = rand.Read(id[:])
+	hr.Header.Set(api.HeaderRequest, hex.EncodeToString(id[:]))
+	hr.Header.Set(api.HeaderSession, s.id.String())
+	hr.Header.Set("Content-Type", "application/json")
+	hr.Header.Set("User-Agent", "") // say nothing about this side
+	if accept != "" && len(accept) < 256 {
+		hr.Header.Set("Accept", accept)
+	}
+	return hr, id, nil
+}
+
+// errFirstByte says that the answer did not begin in time.
+var errFirstByte = errors.New("no answer began in time")
+
+// firstByte ends a request whose answer does not begin in time. A miner that
+// says "queued" gets longer.
+type firstByte struct {
+	timer *time.Timer
+}
+
+func newFirstByte(limit time.Duration, cancel context.CancelCauseFunc) *firstByte {
+	return &firstByte{timer: time.AfterFunc(limit, func() { cancel(errFirstByte) })}
+}
+
+func (f *firstByte) stop() { f.timer.Stop() }
+
+// watchQueue follows the queue positions that the miner sends ahead.
+func (f *firstByte) watchQueue(ctx context.Context, tr *trace) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+			position, err := strconv.Atoi(h.Get(api.HeaderQueue))
+			if err != nil || position < 1 {
+				return nil // some other news
+			}
+			f.timer.Reset(queueDeadline)
+			tr.stage(fmt.Sprintf("queued %d…", position))
+			return nil
+		},
+	})
+}
+
+// answer is the body of a response on its way to the person: it watches for the
+// first byte, counts tokens, and gives one account at the end.
+type answer struct {
+	client  *client
+	session *session
+	link    *link
+	id      identity.SessionID
+	start   time.Time
+	status  int
+	refused bool
+
+	body    io.ReadCloser
+	first   *firstByte
+	ctx     context.Context //nolint:containedctx // of this one request, ended by Close
+	cancel  context.CancelCauseFunc
+	counter *api.TokenCounter
+
+	firstAt time.Time
+	bytes   uint64
+	once    sync.Once
+}
+
+// Read passes the body on. A body that ends because the tunnel did is an error,
+// never io.EOF.
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.body.Read(p)
+	if n > 0 {
+		if a.firstAt.IsZero() {
+			a.firstAt = time.Now()
+			a.first.stop()
+		}
+		a.bytes += uint64(n)
+		_, _ = a.counter.Write(p[:n]) // counts, never fails
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		a.finish(a.outcomeAtEnd())
+	default:
+		cause := context.Cause(a.ctx)
+		switch {
+		case errors.Is(cause, errFirstByte):
+			a.finish(signalpb.Outcome_OUTCOME_TIMEOUT)
+			err = fmt.Errorf("%s: %w", a.session.minerName, errFirstByte)
+		case cause != nil:
+			a.finish(signalpb.Outcome_OUTCOME_CANCELLED)
+			err = cause
+		case errors.As(err, new(*quicstream.AbortedError)):
+			a.finish(signalpb.Outcome_OUTCOME_BACKEND_ERROR)
+			err = &lostError{Miner: a.session.minerName, Err: err, Bytes: a.bytes, Backend: true}
+		default:
+			a.finish(signalpb.Outcome_OUTCOME_LOST)
+			err = &lostError{Miner: a.session.minerName, Err: err, Bytes: a.bytes}
+		}
+	}
+	return n, err
+}
+
+// Close ends the request. Before the end of the body that cancels it at the AI server.
+func (a *answer) Close() error {
+	a.finish(signalpb.Outcome_OUTCOME_CANCELLED)
+	a.first.stop()
+	a.cancel(context.Canceled)
+	return a.body.Close()
+}
+
+func (a *answer) outcomeAtEnd() signalpb.Outcome {
+	switch {
+	case a.status >= 500:
+		return signalpb.Outcome_OUTCOME_BACKEND_ERROR
+	case a.status >= 400:
+		return signalpb.Outcome_OUTCOME_REFUSED
+	default:
+		return signalpb.Outcome_OUTCOME_OK
+	}
+}
+
+func (a *answer) finish(outcome signalpb.Outcome) {
+	a.once.Do(func() {
+		if a.refused {
+			outcome = signalpb.Outcome_OUTCOME_BUSY
+		}
+		acc := account{id: a.id, outcome: outcome, total: time.Since(a.start), bytes: a.bytes, path: a.link.Path()}
+		acc.tokens, _ = a.counter.Tokens()
+		if !a.firstAt.IsZero() {
+			acc.firstToken = a.firstAt.Sub(a.start)
+			if rest := time.Since(a.firstAt).Seconds(); rest > 0 && acc.tokens > 1 {
+				acc.speed = float64(acc.tokens-1) / rest
+			}
+		}
+		a.client.receipt(a.session, acc)
+	})
+}
+
+// account is what one end saw of a request.
+type account struct {
+	id         identity.SessionID
+	outcome    signalpb.Outcome
+	firstToken time.Duration
+	total      time.Duration
+	tokens     uint64
+	speed      float64
+	bytes      uint64
+	path       Path
+}
+
+// message is the account as a Receipt.
+func (a account) message(session identity.SessionID, model api.Model) *signalpb.Envelope {
+	return &signalpb.Envelope{Message: &signalpb.Envelope_Receipt{Receipt: &signalpb.Receipt{
+		Session: session[:], Request: a.id[:], Outcome: a.outcome,
+		FirstTokenUs: a.firstToken.Microseconds(), TotalUs: a.total.Microseconds(),
+		Tokens: a.tokens, TokensPerSecond: a.speed, Bytes: a.bytes,
+		PathKind: a.path.Kind, Model: string(model),
+	}}}
+}
+
+// receipt sends the client's account. It is lost when the coordinator is away.
+func (c *client) receipt(s *session, a account) {
+	c.metrics.request(a)
+	_ = c.sig.Send(a.message(s.id, s.model))
+}
+
