@@ -88,6 +88,7 @@ func TestResumeAfterLostPath(t *testing.T) {
 	}
 	s.give(t, "world") // made while nobody listens
 	wait(t, "end of the first tunnel", first.Done())
+	eventually(t, "the miner notices", func() bool { return r.server.Counters().Lost == 1 })
 
 	second := r.dial()
 	res = r.do(second, post(t, "/", "{}", HeaderRequest, id, HeaderResume, "6"))
@@ -321,14 +322,9 @@ func TestBufferBounds(t *testing.T) {
 
 // Finished answers make room; when nothing can go, requests are refused.
 func TestBufferFull(t *testing.T) {
-	release := make(chan struct{})
-	r := newRig(t, ServerConfig{BufferPerClient: 64 << 10, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.URL.Path == "/hold" {
-			<-release
-		}
+	r := newRig(t, ServerConfig{BufferPerClient: 64 << 10, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok")
 	})})
-	defer close(release)
 	tunnel := r.dial()
 	for range 100 {
 		if got := readAll(t, r.do(tunnel, post(t, "/", "{}"))); got != "ok" {
