@@ -37,6 +37,7 @@ const (
 	CodeBackendAuth     = "backend_unauthorized" // 502: the AI server refused the miner's own key
 	CodeBackendNonsense = "backend_nonsense"     // 502: the AI server answered something else than the API
 	CodeBackendError    = "backend_error"        // 502: the AI server failed
+	CodeBackendDied     = "backend_died"         // the AI server died in the middle of an answer; only counted, the answer is aborted
 	CodeShuttingDown    = "shutting_down"        // 503: this node is about to end
 	CodeInternal        = "internal"             // 500
 )

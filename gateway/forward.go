@@ -138,6 +138,7 @@ func (g *gateway) copy(w http.ResponseWriter, control *http.ResponseController, 
 	defer func() {
 		clear(buf[:]) // an answer does not linger in the pool
 		buffers.Put(buf)
+		_ = control.SetWriteDeadline(time.Time{}) // not for the connection's next request
 	}()
 	for {
 		read, rerr := body.Read(buf[:])

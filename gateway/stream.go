@@ -56,18 +56,18 @@ type eventReader struct {
 	kind    streaming
 	failure func(error) []byte // the event that says why
 
-	ready    []byte // whole lines, to be returned
-	held     []byte // the beginning of a line
-	inLine   bool   // a part of the current line was passed on
-	tail     [2]byte
-	err      error // what the body ended with
-	finished bool  // the end was dealt with
+	ready    bytes.Buffer // whole lines, to be returned
+	held     []byte       // the beginning of a line
+	inLine   bool         // a part of the current line was passed on
+	tail     [2]byte      // the last bytes that were passed on
+	err      error        // what the body ended with
+	finished bool         // the end was dealt with
 }
 
 // Read returns whole lines, then the body's error. Before an error other than
 // io.EOF comes its event.
 func (s *eventReader) Read(p []byte) (int, error) {
-	for len(s.ready) == 0 {
+	for s.ready.Len() == 0 {
 		if s.err != nil {
 			if s.finished {
 				return 0, s.err
@@ -79,9 +79,7 @@ func (s *eventReader) Read(p []byte) (int, error) {
 		s.take(p[:n])
 		s.err = err
 	}
-	n := copy(p, s.ready)
-	s.ready = s.ready[n:]
-	return n, nil
+	return s.ready.Read(p)
 }
 
 func (s *eventReader) take(p []byte) {
@@ -104,10 +102,7 @@ func (s *eventReader) pass(b []byte) {
 	if len(b) == 0 {
 		return
 	}
-	if len(s.ready) == 0 {
-		s.ready = nil // what was returned stays the caller's
-	}
-	s.ready = append(s.ready, b...)
+	_, _ = s.ready.Write(b) // grows or panics, never fails
 	if len(b) == 1 {
 		s.tail = [2]byte{s.tail[1], b[0]}
 	} else {

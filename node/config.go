@@ -134,7 +134,7 @@ func DefaultConfig() *Config {
 			Listen: ":4433", Access: AccessLink, Metrics: "127.0.0.1:9464",
 			TURN: TURNConfig{Enabled: true, Listen: ":3478", Ports: PortRange{Min: 49160, Max: 49259}},
 			Deadlines: CoordinatorDeadlines{
-				Offer: time.Second, HeadStart: 800 * time.Millisecond, Lease: time.Minute, Session: time.Hour,
+				Offer: time.Second, HeadStart: 250 * time.Millisecond, Lease: time.Minute, Session: time.Hour,
 			},
 		},
 		Miner: MinerConfig{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -392,7 +393,7 @@ func (r *race) relayReason() string {
 func directReason(at ice.Reached) string {
 	addr := at.Addr.Addr().Unmap()
 	switch {
-	case addr.IsLoopback():
+	case addr.IsLoopback(), slices.Contains(localAddrs(), addr):
 		return "same machine"
 	case addr.IsPrivate(), addr.IsLinkLocalUnicast(), isCarrierNAT(addr):
 		return "same network"

@@ -178,6 +178,7 @@ func BenchmarkStreams(b *testing.B) {
 			cpuPlain = append(cpuPlain, float64(pc)/1e3)
 		}
 	}
+	b.Logf("p99 %.0f plain %.0f cpu %.1f plain %.1f lost %+v", p99, p99Plain, cpu, cpuPlain, r.server.Tunnels())
 	b.ReportMetric(median(p99), "p99-ms")
 	b.ReportMetric(median(p99Plain), "p99-plain-ms")
 	b.ReportMetric(median(ratio), "p99-x-plain")

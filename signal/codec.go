@@ -60,6 +60,10 @@ func ReadMessage(r io.Reader) (*signalpb.Envelope, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readEnvelope(r, n)
+}
+
+func readEnvelope(r io.Reader, n int) (*signalpb.Envelope, error) {
 	body, err := readBody(r, n)
 	if err != nil {
 		return nil, err
@@ -86,16 +90,20 @@ func readLength(r io.Reader) (int, error) {
 		}
 		n |= uint64(one[0]&0x7f) << (7 * i)
 		if one[0] < 0x80 {
-			if i > 0 && one[0] == 0 {
-				return 0, fmt.Errorf("%w: length in a long spelling", ErrMalformed)
-			}
-			if n > MaxMessage {
-				return 0, fmt.Errorf("%w: %d bytes", ErrTooLarge, n)
-			}
-			return int(n), nil
+			return checkLength(n, i > 0 && one[0] == 0)
 		}
 	}
 	return 0, fmt.Errorf("%w: its length takes more than three bytes", ErrTooLarge)
+}
+
+func checkLength(n uint64, padded bool) (int, error) {
+	switch {
+	case padded:
+		return 0, fmt.Errorf("%w: length in a long spelling", ErrMalformed)
+	case n > MaxMessage:
+		return 0, fmt.Errorf("%w: %d bytes", ErrTooLarge, n)
+	}
+	return int(n), nil
 }
 
 func readBody(r io.Reader, n int) ([]byte, error) {

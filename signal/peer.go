@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,9 @@ import (
 	"mintai/identity"
 	"mintai/signal/signalpb"
 )
+
+// errGoodbye is an orderly leave.
+var errGoodbye = errors.New("signal: goodbye")
 
 // nonceMemory is how many of a peer's requests are freed at once when it leaves.
 const nonceMemory = 32
@@ -132,43 +136,83 @@ func (p *Peer) end(reason *CloseError) {
 // serve reads until the connection ends, and says why it did. A nil error is
 // an orderly leave.
 func (p *Peer) serve(ctx context.Context) error {
-	if err := p.greet(ctx); err != nil {
+	if err := p.greet(ctx); errors.Is(err, errGoodbye) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var early sync.WaitGroup
-	defer early.Wait()
-	defer cancel()
 	if p.Early() {
-		early.Go(func() {
-			if p.awaitHandshake(ctx) == nil {
-				p.join()
-			}
-		})
-	} else {
-		p.join()
+		return p.serveEarly(ctx)
 	}
+	p.join()
+	return p.loop(ctx)
+}
+
+// serveEarly serves a peer whose handshake still runs: it joins when that ends,
+// whatever it says meanwhile.
+//
+//go:noinline
+func (p *Peer) serveEarly(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		if p.awaitHandshake(ctx) == nil {
+			p.join()
+		}
+	})
+	return p.loop(ctx)
+}
+
+// loop hands messages on until the connection ends.
+func (p *Peer) loop(ctx context.Context) error {
 	for {
-		env, err := p.read()
-		if err != nil {
-			return err
+		length, err := readLength(p.stream) // an idle peer waits here, on a small stack
+		if err == nil {
+			err = p.take(ctx, length)
+		} else {
+			err = p.blame(err)
 		}
-		if bye := env.GetGoodbye(); bye != nil {
+		switch {
+		case errors.Is(err, errGoodbye):
 			return nil
-		}
-		if err := p.pace.Wait(ctx); err != nil {
-			return &CloseError{Code: CloseShuttingDown, Err: err}
-		}
-		if err := p.dispatch(ctx, env); err != nil {
+		case err != nil:
 			return err
 		}
 	}
 }
 
-// greet reads the Hello and answers it.
-func (p *Peer) greet(ctx context.Context) error {
-	env, err := p.read()
+// take reads the rest of a message and hands it on.
+//
+//go:noinline
+func (p *Peer) take(ctx context.Context, length int) error {
+	env, err := readEnvelope(p.stream, length)
 	if err != nil {
+		return p.blame(err)
+	}
+	if err := p.pace.Wait(ctx); err != nil {
+		return &CloseError{Code: CloseShuttingDown, Err: err}
+	}
+	known, err := p.check(env)
+	if err != nil || !known {
+		return err
+	}
+	if env.GetGoodbye() != nil {
+		return errGoodbye
+	}
+	return p.dispatch(ctx, env)
+}
+
+// greet reads the Hello and answers it.
+//
+//go:noinline
+func (p *Peer) greet(ctx context.Context) error {
+	env, err := ReadMessage(p.stream)
+	if err != nil {
+		return p.blame(err)
+	}
+	if _, err := p.check(env); err != nil {
 		return err
 	}
 	hello := env.GetHello()
@@ -211,41 +255,44 @@ func (p *Peer) greet(ctx context.Context) error {
 	}}})
 }
 
-// read reads and validates one message, and turns every failure into the
-// reason that the other end is told.
-func (p *Peer) read() (*signalpb.Envelope, error) {
-	for {
-		env, err := ReadMessage(p.stream)
-		c := &p.server.counters
-		switch {
-		case err == nil:
-		case p.closing.Load() != nil:
-			return nil, p.closing.Load()
-		case errors.Is(err, ErrTooLarge):
-			c.oversized.Add(1)
-			return nil, &CloseError{Code: CloseBadMessage, Message: err.Error(), Err: err}
-		case errors.Is(err, ErrMalformed):
-			c.malformed.Add(1)
-			return nil, &CloseError{Code: CloseBadMessage, Message: err.Error(), Err: err}
-		case isTimeout(err):
-			c.helloTimeout.Add(1)
-			return nil, &CloseError{Code: CloseTimeout, Message: "no Hello in time", Err: err}
-		default:
-			return nil, err
-		}
-		switch err := validate(env); {
-		case errors.Is(err, errUnknown):
-			c.unknown.Add(1)
-			if err := p.pace.Wait(p.conn.Context()); err != nil {
-				return nil, err
-			}
-		case err != nil:
-			c.malformed.Add(1)
-			return nil, &CloseError{Code: CloseBadMessage, Message: err.Error(), Err: err}
-		default:
-			return env, nil
-		}
+// check validates a message; one from a newer version is not known.
+func (p *Peer) check(env *signalpb.Envelope) (known bool, err error) {
+	switch err := validate(env); {
+	case errors.Is(err, errUnknown):
+		p.server.counters.unknown.Add(1)
+		return false, nil
+	case err != nil:
+		p.server.counters.malformed.Add(1)
+		return false, &CloseError{Code: CloseBadMessage, Message: err.Error(), Err: err}
 	}
+	return true, nil
+}
+
+// blame counts a failure to read and turns it into the reason that the other
+// end is told.
+//
+//go:noinline
+func (p *Peer) blame(err error) error {
+	c := &p.server.counters
+	switch {
+	case p.closing.Load() != nil:
+		return p.closing.Load()
+	case errors.Is(err, ErrTooLarge):
+		c.oversized.Add(1)
+	case errors.Is(err, ErrMalformed), errors.Is(err, io.ErrUnexpectedEOF):
+		c.malformed.Add(1)
+	case errors.Is(err, io.EOF): // it will send no more: a goodbye without words
+		return errGoodbye
+	case isTimeout(err):
+		c.helloTimeout.Add(1)
+		return &CloseError{Code: CloseTimeout, Message: "no Hello in time", Err: err}
+	default:
+		if code, _, ok := remoteClose(err); ok && code == CloseDone {
+			return errGoodbye
+		}
+		return err
+	}
+	return &CloseError{Code: CloseBadMessage, Message: err.Error(), Err: err}
 }
 
 // isTimeout reports whether a read deadline passed; a dead connection is none.

@@ -186,15 +186,25 @@ func (s *Server) shutdown() {
 	}
 }
 
-// serveConn owns one connection from its first stream to its end.
+// serveConn owns one connection from its first stream to its end. While the
+// peer is idle its stack is small: what is needed only at the start and at the
+// end stands in functions of its own.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
-	log := s.cfg.Log.With().Stringer("remote", conn.RemoteAddr()).Logger()
+	if p := s.begin(ctx, conn); p != nil {
+		s.finish(p, p.serve(ctx))
+	}
+}
+
+// begin waits for the peer's stream; nil when none came.
+//
+//go:noinline
+func (s *Server) begin(ctx context.Context, conn *quic.Conn) *Peer {
 	hello, cancel := context.WithTimeout(ctx, handshakeTimeout+helloTimeout)
+	defer cancel()
 	stream, err := conn.AcceptStream(hello)
-	cancel()
 	if err != nil {
-		s.noStream(conn, err, log)
-		return
+		s.noStream(conn, err)
+		return nil
 	}
 	p := &Peer{server: s, conn: conn, stream: stream, done: make(chan struct{}),
 		pace: rate.NewLimiter(rate.Limit(s.cfg.Limits.MessagesPerSecond), s.cfg.Limits.MessageBurst)}
@@ -205,17 +215,23 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 	if reason := s.admitOpen(p); reason != nil {
 		p.end(reason)
 	}
-	err = p.serve(ctx)
+	return p
+}
+
+// finish ends the connection for the reason err.
+//
+//go:noinline
+func (s *Server) finish(p *Peer, err error) {
 	p.hangUp(err)
 	s.mu.Lock()
 	delete(s.open, p)
 	s.mu.Unlock()
-	s.logEnd(log, p, err)
+	s.logEnd(p, err)
 	p.leave(err)
 }
 
 // noStream ends a connection that said nothing.
-func (s *Server) noStream(conn *quic.Conn, err error, log zerolog.Logger) {
+func (s *Server) noStream(conn *quic.Conn, err error) {
 	code := CloseTimeout
 	if conn.Context().Err() != nil {
 		s.counters.handshakeFailed.Add(1)
@@ -226,7 +242,7 @@ func (s *Server) noStream(conn *quic.Conn, err error, log zerolog.Logger) {
 		code = CloseShuttingDown
 	}
 	_ = conn.CloseWithError(quic.ApplicationErrorCode(code), "no Hello in time")
-	log.Debug().Err(err).Msg("connection without a Hello")
+	s.cfg.Log.Debug().Stringer("remote", conn.RemoteAddr()).Err(err).Msg("connection without a Hello")
 }
 
 func (s *Server) isDown() bool {
@@ -289,16 +305,16 @@ func retryAfter(code CloseCode) time.Duration {
 	return 0
 }
 
-func (s *Server) logEnd(log zerolog.Logger, p *Peer, err error) {
-	event := log.Debug()
+func (s *Server) logEnd(p *Peer, err error) {
+	event := s.cfg.Log.Debug()
 	var reason *CloseError
 	if errors.As(err, &reason) && reason.Code != CloseShuttingDown && reason.Code != CloseReplaced {
-		event = log.Warn()
+		event = s.cfg.Log.Warn()
 	}
 	if !p.node.IsZero() {
 		event = event.Str("peer", p.node.Short())
 	}
-	event.Err(err).Msg("connection ended")
+	event.Stringer("remote", p.conn.RemoteAddr()).Err(err).Msg("connection ended")
 }
 
 // enter puts a peer into the table. It ends the ones that it replaces and waits

@@ -3,23 +3,29 @@ package builtin
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"mintai/backend/builtin/calc"
 	"mintai/backend/builtin/wordnet"
 )
 
+// about and connect are the halves of what the engine says of itself.
+const (
+	about   = "MintAI's built-in reference, a dictionary and exact arithmetic, not a language model"
+	connect = "to connect one, run `ollama serve` on the miner's machine with a model pulled " +
+		"(it is noticed within seconds) or add a [[miner.backend]] to miner.toml."
+)
+
 // Honest is the answer to every prompt that is neither a calculation nor a
 // word of the dictionary.
-const Honest = "I cannot answer that: this is MintAI's built-in reference, a dictionary and exact arithmetic, " +
-	"not a language model; to connect one, run `ollama serve` on the miner's machine with a model pulled " +
-	"(it is noticed within seconds) or add a [[miner.backend]] to miner.toml."
+const Honest = "I cannot answer that: this is " + about + "; " + connect
 
 const (
 	maxSenses   = 5 // shown of each word class
 	maxSynonyms = 4 // shown of each sense
 	maxEntries  = 3 // shown for a form of several words
-	maxExamples = 1 // shown of each sense
+	maxNear     = 3 // suggested for an unknown word
 )
 
 // attribution ends every answer from the dictionary, as its licence asks for.
@@ -64,10 +70,17 @@ func (e *Engine) define(q question) string {
 		return "I cannot look that up: the built-in dictionary is damaged; install mintai again."
 	}
 	if len(entries) == 0 {
-		if !q.explicit && strings.Contains(q.subject, " ") {
+		// "What is a dwarf star?" asks for a word, "What is a tunnel used for?"
+		// does not.
+		if spaces := strings.Count(q.subject, " "); !q.explicit && spaces > 0 && !(q.article && spaces == 1) {
 			return Honest
 		}
-		return fmt.Sprintf("“%s” is not in the built-in dictionary. ", truncate(q.subject, 100)) + Honest
+		return e.unknown(q.subject)
+	}
+	if q.class != nil {
+		for _, entry := range entries {
+			first(entry, *q.class)
+		}
 	}
 	var b strings.Builder
 	if len(entries) > maxEntries {
@@ -81,6 +94,37 @@ func (e *Engine) define(q question) string {
 	}
 	b.WriteString(attribution)
 	return b.String()
+}
+
+// unknown says that the dictionary has no such word, and which ones look like
+// it.
+func (e *Engine) unknown(subject string) string {
+	name := "“" + truncate(subject, 100) + "”"
+	near, err := e.words.Near(subject, maxNear)
+	if err != nil || len(near) == 0 {
+		return name + " is not in the English dictionary of this engine: it is " + about + "; " + connect
+	}
+	for i, w := range near {
+		near[i] = "“" + w + "”"
+	}
+	return name + " is not in the English dictionary; did you mean " + joinWords(near, "or") +
+		"? This engine is " + about + "; " + connect
+}
+
+// first moves the group of a word class to the front: who asks for "a tunnel"
+// means the noun.
+func first(entry *wordnet.Entry, class wordnet.PartOfSpeech) {
+	slices.SortStableFunc(entry.Groups, func(a, b wordnet.Group) int {
+		switch {
+		case a.PartOfSpeech == b.PartOfSpeech:
+			return 0
+		case a.PartOfSpeech == class:
+			return -1
+		case b.PartOfSpeech == class:
+			return 1
+		}
+		return 0
+	})
 }
 
 // inflection says of which words the subject is a form.
@@ -100,14 +144,11 @@ func (e *Engine) inflection(subject string, entries []*wordnet.Entry) string {
 		for _, entry := range entries {
 			words = appendNew(words, "“"+entry.Word+"”")
 		}
-		if len(entries) == 1 && entries[0].Word != "" && strings.Contains(subject, " ") {
-			return "" // a compound, spelled in another way
-		}
 	}
 	if len(words) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("“%s” is %sa form of %s.", subject, also, joinWords(words))
+	return fmt.Sprintf("“%s” is %sa form of %s.", subject, also, joinWords(words, "and"))
 }
 
 func appendNew(list []string, s string) []string {
@@ -119,11 +160,12 @@ func appendNew(list []string, s string) []string {
 	return append(list, s)
 }
 
-func joinWords(words []string) string {
+// joinWords writes a list as in a sentence: "a, b and c".
+func joinWords(words []string, and string) string {
 	if len(words) == 1 {
 		return words[0]
 	}
-	return strings.Join(words[:len(words)-1], ", ") + " and " + words[len(words)-1]
+	return strings.Join(words[:len(words)-1], ", ") + " " + and + " " + words[len(words)-1]
 }
 
 // sameWord reports whether a and b differ only in capitals, hyphens, spaces
@@ -139,8 +181,8 @@ func writeEntry(b *strings.Builder, entry *wordnet.Entry) {
 		fmt.Fprintf(b, "%s (%s)\n\n", entry.Word, g.PartOfSpeech)
 		for i, s := range g.Senses {
 			fmt.Fprintf(b, "%d. %s\n", i+1, s.Definition)
-			for _, example := range s.Examples[:min(len(s.Examples), maxExamples)] {
-				fmt.Fprintf(b, "   “%s”\n", example)
+			if text, ok := example(s, entry.Word); ok {
+				fmt.Fprintf(b, "   “%s”\n", text)
 			}
 			if synonyms := others(s.Words, entry.Word); len(synonyms) > 0 {
 				fmt.Fprintf(b, "   Also: %s\n", strings.Join(synonyms, ", "))
@@ -162,4 +204,20 @@ func others(words []string, word string) []string {
 		}
 	}
 	return rest
+}
+
+// example returns the first example that uses word, in any form of it. The
+// examples of a sense belong to all of its words, so that others may not: any
+// will do only when the word stands alone.
+func example(s wordnet.Sense, word string) (string, bool) {
+	stem := strings.ToLower(word[:min(len(word), max(3, len(word)-2))])
+	for _, text := range s.Examples {
+		if strings.Contains(strings.ToLower(text), stem) {
+			return text, true
+		}
+	}
+	if len(s.Words) == 1 && len(s.Examples) > 0 {
+		return s.Examples[0], true
+	}
+	return "", false
 }

@@ -87,7 +87,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.load {
 		a.finish = "load"
 	} else {
-		a.prompt = countPieces(p.all)
+		a.prompt = p.tokens
 		a.pieces, a.finish = limit(e.Answer(p.text), p)
 	}
 	a.took = e.now().Sub(started)

@@ -1,6 +1,7 @@
 package builtin
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,13 +14,13 @@ import (
 
 // maxBody is the most bytes of a request: a long conversation, of which the
 // engine reads the last message only.
-const maxBody = 4 << 20
+const maxBody = 1 << 20
 
 // prompt is a request as the engine understands it.
 type prompt struct {
-	text string // what is asked
-	all  string // all text of the request, for the count of its tokens
-	load bool   // Ollama's way to load a model: a request without a prompt
+	text   string // what is asked
+	tokens int    // of all the request's text, counted as those of the answer
+	load   bool   // Ollama's way to load a model: a request without a prompt
 
 	stream       bool
 	includeUsage bool
@@ -30,12 +31,11 @@ type prompt struct {
 // fields are the keys of the four calls that matter here. Others, such as the
 // temperature, change nothing about a dictionary.
 type fields struct {
-	Model    string    `json:"model"`
-	Messages []message `json:"messages"`
-
+	Model               string          `json:"model"`
+	Messages            json.RawMessage `json:"messages"`
 	Prompt              json.RawMessage `json:"prompt"`
 	System              string          `json:"system"`
-	Images              []any           `json:"images"`
+	Images              json.RawMessage `json:"images"`
 	Stream              *bool           `json:"stream"`
 	StreamOptions       *streamOptions  `json:"stream_options"`
 	MaxTokens           *int            `json:"max_tokens"`
@@ -53,7 +53,7 @@ type fields struct {
 type message struct {
 	Role    string          `json:"role"`
 	Content json.RawMessage `json:"content"`
-	Images  []any           `json:"images"`
+	Images  json.RawMessage `json:"images"`
 }
 
 type streamOptions struct {
@@ -122,14 +122,19 @@ func readPrompt(call api.Call, body io.Reader) (*prompt, *api.Error) {
 		p.setMax(f.MaxTokens)
 		p.setMax(f.MaxCompletionTokens)
 	}
-	var ok bool
-	if p.stop, ok = stringOrList(stop); !ok {
-		return nil, badRequest("stop must be a string or a list of strings")
+	var refused *api.Error
+	if p.stop, refused = stopSequences(stop); refused != nil {
+		return nil, refused
 	}
 	if call == api.ChatCompletions || call == api.OllamaChat {
-		return p, p.fromMessages(f.Messages, ollama)
+		refused = p.fromMessages(f.Messages, ollama)
+	} else {
+		refused = p.fromPrompt(f.Prompt, f.System, ollama)
 	}
-	return p, p.fromPrompt(f.Prompt, f.System, ollama)
+	if refused != nil {
+		return nil, refused
+	}
+	return p, nil
 }
 
 // refuse says what the engine cannot do, rather than to answer as if it had.
@@ -140,11 +145,11 @@ func (f *fields) refuse() *api.Error {
 	case f.Echo:
 		return badRequest("the built-in reference does not repeat the prompt: echo must be false")
 	case f.ResponseFormat != nil && f.ResponseFormat.Type != "" && f.ResponseFormat.Type != "text",
-		len(f.Format) > 0 && string(f.Format) != "null" && string(f.Format) != `""`:
+		!empty(f.Format):
 		return badRequest("the built-in reference answers in plain text only: no JSON format")
 	case len(f.ToolChoice) > 0 && f.ToolChoice[0] == '{', string(f.ToolChoice) == `"required"`:
 		return badRequest("the built-in reference calls no tools")
-	case len(f.Images) > 0:
+	case !empty(f.Images):
 		return errImages
 	}
 	return nil
@@ -158,88 +163,142 @@ func (p *prompt) setMax(n *int) {
 	}
 }
 
+// empty reports whether a value is absent or says nothing.
+func empty(raw json.RawMessage) bool {
+	switch string(raw) {
+	case "", "null", `""`, "[]":
+		return true
+	}
+	return false
+}
+
+// maxItems is the most messages of a request, and parts of a message.
+const maxItems = 10_000
+
+// eachItem decodes the JSON list raw item by item, so that a list of many tiny
+// items takes no more memory than its text, and calls f after each.
+func eachItem[T any](raw json.RawMessage, what string, f func(*T) *api.Error) *api.Error {
+	wrong := badRequest(what + " must be a list of objects")
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		return wrong
+	}
+	for n := 0; dec.More(); n++ {
+		if n == maxItems {
+			return badRequest(fmt.Sprintf("%s holds more than %d items", what, maxItems))
+		}
+		var item T
+		if dec.Decode(&item) != nil {
+			return wrong
+		}
+		if err := f(&item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fromMessages takes the last message of the user as the question.
-func (p *prompt) fromMessages(messages []message, ollama bool) *api.Error {
-	if len(messages) == 0 && ollama {
+func (p *prompt) fromMessages(raw json.RawMessage, ollama bool) *api.Error {
+	if ollama && empty(raw) {
 		p.load = true
 		return nil
 	}
-	var all []string
 	asked := false
-	for _, m := range messages {
+	err := eachItem(raw, "messages", func(m *message) *api.Error {
 		text, err := m.text()
 		if err != nil {
 			return err
 		}
-		all = append(all, text)
+		p.tokens += countPieces(text)
 		if m.Role == "user" {
 			p.text, asked = text, true
 		}
-	}
-	if !asked {
+		return nil
+	})
+	if err == nil && !asked {
 		return badRequest("messages holds no message of the role user")
 	}
-	p.all = strings.Join(all, "\n")
-	return nil
+	return err
 }
 
 // text returns the text of a message, whose content is a string or a list of
 // parts.
 func (m *message) text() (string, *api.Error) {
-	if len(m.Images) > 0 {
+	if !empty(m.Images) {
 		return "", errImages
 	}
-	if len(m.Content) == 0 || string(m.Content) == "null" {
+	if empty(m.Content) {
 		return "", nil // a message that only calls tools
 	}
 	var s string
 	if json.Unmarshal(m.Content, &s) == nil {
 		return s, nil
 	}
-	var parts []typed
-	if json.Unmarshal(m.Content, &parts) != nil {
-		return "", badRequest("a message's content must be a string or a list of parts")
-	}
-	var texts []string
-	for _, part := range parts {
+	var text strings.Builder
+	err := eachItem(m.Content, "a message's content", func(part *typed) *api.Error {
 		switch {
 		case part.Type == "text" && part.Text != nil:
-			texts = append(texts, *part.Text)
+			if text.Len() > 0 {
+				text.WriteByte('\n')
+			}
+			text.WriteString(*part.Text)
+			return nil
 		case part.Type == "image_url":
-			return "", errImages
+			return errImages
 		default:
-			return "", badRequest("the built-in reference reads text only")
+			return badRequest("the built-in reference reads text only")
 		}
-	}
-	return strings.Join(texts, "\n"), nil
+	})
+	return text.String(), err
 }
 
+// fromPrompt takes a prompt that is a string or a list of one string.
 func (p *prompt) fromPrompt(raw json.RawMessage, system string, ollama bool) *api.Error {
-	list, ok := stringOrList(raw)
-	switch {
-	case !ok:
-		return badRequest("prompt must be a string; lists of tokens have no meaning here")
-	case ollama && (len(list) == 0 || list[0] == ""):
+	if ollama && empty(raw) {
 		p.load = true
 		return nil
-	case len(list) != 1:
+	}
+	prompts := 0
+	if json.Unmarshal(raw, &p.text) == nil && !empty(raw) {
+		prompts = 1
+	} else if err := eachItem(raw, "prompt", func(s *string) *api.Error {
+		p.text = *s
+		if prompts++; prompts > 1 {
+			return badRequest("exactly one prompt is needed")
+		}
+		return nil
+	}); err != nil {
+		return badRequest("prompt must be one string; lists of tokens have no meaning here")
+	}
+	if prompts != 1 {
 		return badRequest("exactly one prompt is needed")
 	}
-	p.text, p.all = list[0], strings.TrimSpace(system+"\n"+list[0])
+	p.tokens = countPieces(p.text)
+	if system != "" {
+		p.tokens += countPieces(system)
+	}
 	return nil
 }
 
-// stringOrList reads what may be null, a string or a list of strings.
-func stringOrList(raw json.RawMessage) (list []string, ok bool) {
-	if len(raw) == 0 || string(raw) == "null" {
-		return nil, true
+// maxStop is the most bytes of the stop sequences of a request.
+const maxStop = 4 << 10
+
+// stopSequences reads what may be null, a string or a list of strings.
+func stopSequences(raw json.RawMessage) ([]string, *api.Error) {
+	if empty(raw) {
+		return nil, nil
+	}
+	if len(raw) > maxStop {
+		return nil, badRequest(fmt.Sprintf("stop is longer than %d bytes", maxStop))
 	}
 	var s string
 	if json.Unmarshal(raw, &s) == nil {
-		return []string{s}, true
+		return []string{s}, nil
 	}
+	var list []string
 	if json.Unmarshal(raw, &list) == nil {
-		return list, true
+		return list, nil
 	}
-	return nil, false
+	return nil, badRequest("stop must be a string or a list of strings")
 }

@@ -4,6 +4,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
+
+	"mintai/backend/builtin/wordnet"
 )
 
 // maxQuestion is the longest prompt that is looked at, in bytes. Longer ones
@@ -19,6 +22,36 @@ type question struct {
 	// explicit is set when only a dictionary can be meant, as in "define X",
 	// so that an unknown word is worth saying.
 	explicit bool
+	// article is set when "a" or "an" stood before the word.
+	article bool
+	// class is the word class that is meant, when the question shows it.
+	class *wordnet.PartOfSpeech
+}
+
+// newQuestion reads what a pattern found.
+func newQuestion(found string, explicit bool) question {
+	q := question{explicit: explicit, class: classOf(found)}
+	q.subject = subject(found)
+	start := strings.ToLower(found)
+	q.article = strings.HasPrefix(start, "a ") || strings.HasPrefix(start, "an ")
+	return q
+}
+
+// classOf tells the word class from what stands before the word: an article
+// before a noun, "to" before a verb, or its name.
+func classOf(s string) *wordnet.PartOfSpeech {
+	s = strings.ToLower(s)
+	for before, class := range map[string]wordnet.PartOfSpeech{
+		"a ": wordnet.Noun, "an ": wordnet.Noun, "the noun ": wordnet.Noun, "noun ": wordnet.Noun,
+		"to ": wordnet.Verb, "the verb ": wordnet.Verb, "verb ": wordnet.Verb,
+		"the adjective ": wordnet.Adjective, "adjective ": wordnet.Adjective,
+		"the adverb ": wordnet.Adverb, "adverb ": wordnet.Adverb,
+	} {
+		if strings.HasPrefix(s, before) {
+			return &class
+		}
+	}
+	return nil
 }
 
 const lead = `^(?:please[, ]+)?(?:(?:can|could|would) you (?:please )?)?`
@@ -75,7 +108,8 @@ func readQuestion(prompt string) (question, bool) {
 	s := tidy(prompt, " ?!.,;:")
 	for _, re := range explicitQuestions {
 		if m := re.FindStringSubmatch(s); m != nil {
-			return question{subject(m[1]), true}, plausible(subject(m[1]))
+			q := newQuestion(m[1], true)
+			return q, plausible(q.subject)
 		}
 	}
 	for _, re := range plainQuestions {
@@ -83,16 +117,25 @@ func readQuestion(prompt string) (question, bool) {
 		if m == nil {
 			continue
 		}
-		q := question{subject: subject(m[1])}
+		q := newQuestion(m[1], false)
+		if q.class == nil {
+			q.class = new(wordnet.PartOfSpeech) // what something is, is a noun
+		}
 		return q, plausible(q.subject) && !slices.Contains(notMeant, strings.ToLower(m[1])) &&
 			!slices.Contains(notMeant, strings.ToLower(q.subject))
 	}
 	// A word or two alone are a question for a dictionary; a greeting is not.
-	q := question{subject: subject(s)}
+	q := newQuestion(s, false)
 	return q, plausible(q.subject) && !slices.Contains(greetings, strings.ToLower(q.subject))
 }
 
+// plausible reports whether subject may stand in a dictionary.
 func plausible(subject string) bool {
+	for _, r := range subject {
+		if !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune(" '-./&_", r) {
+			return false
+		}
+	}
 	return subject != "" && strings.Count(subject, " ") < maxSubject
 }
 
@@ -104,7 +147,7 @@ func subject(s string) string {
 	if m := wrappers.FindStringSubmatch(s); m != nil {
 		s = m[1]
 	}
-	for _, article := range []string{"a ", "an ", "the "} {
+	for _, article := range []string{"a ", "an ", "the ", "to "} {
 		if len(s) > len(article) && strings.EqualFold(s[:len(article)], article) {
 			s = s[len(article):]
 			break

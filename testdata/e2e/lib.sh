@@ -235,6 +235,7 @@ lab() {
   must "$1/$2: a coordinator starts" start_coordinator "$WORK/server" -config "$WORK/coordinator.toml"
   LINK=$(sed -E 's#^mintai://[^/]*/#mintai://20.0.0.1:4433/#; s/[?].*//' <<<"$LINK")
   awk -v join="$LINK" '{print} $1 == "[miner]" {printf "join = \"%s\"\n", join}' "$WORK/miner.toml" >"$WORK/box.toml"
+  chmod 600 "$WORK/box.toml" # it holds a join secret
   PREFIX=("$NATLAB" exec b --)
   start_miner "$WORK/box" "$WORK/box.toml"
   PREFIX=("$NATLAB" exec a --)

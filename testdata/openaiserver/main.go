@@ -29,7 +29,7 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:0", "listen here")
 	addrFile := flag.String("addr-file", "", "write the address that was opened into this file")
 	logFile := flag.String("log", "", "append the log to this file (default: stderr)")
-	models := flag.String("models", "test-small,test-large", "model ids, comma-separated")
+	models := flag.String("models", "test-small,test-large,test-embed", "model ids, comma-separated")
 	keyEnv := flag.String("key-env", "", "demand the API key that this environment variable holds")
 	printN := flag.Int("print", 0, "print the answer of N tokens and leave")
 	flag.Parse()

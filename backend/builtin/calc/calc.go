@@ -47,7 +47,7 @@ func (e *SyntaxError) Error() string { return e.Reason }
 // Result is a calculation and its outcome.
 type Result struct {
 	// Expression is the calculation as it was understood, in one notation:
-	// "15% of 80" becomes "15% × 80".
+	// "12*7" becomes "12 × 7".
 	Expression string
 	// Value is the result. It is exact unless Approximate.
 	Value *big.Rat
@@ -68,6 +68,9 @@ func Eval(text string) (Result, error) {
 	tree, err := parse(tokens)
 	if err != nil {
 		return Result{}, err
+	}
+	if tree.kind == number || (tree.kind == minus && tree.left == nil && tree.right.kind == number) {
+		return Result{}, ErrNotArithmetic // +5 and -5 are just numbers
 	}
 	v, err := tree.eval()
 	if err != nil {

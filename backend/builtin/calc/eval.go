@@ -48,7 +48,7 @@ func (n *node) eval() (value, error) {
 			return value{new(big.Rat).Neg(right.rat), right.off}, nil
 		}
 		return bounded(new(big.Rat).Sub(left.rat, right.rat), sumOff(left, right))
-	case times:
+	case times, of:
 		return multiply(left, right)
 	case divide:
 		return quotient(left, right)

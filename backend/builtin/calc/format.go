@@ -35,14 +35,14 @@ func (n *node) level() int {
 		return levelSigned
 	case n.kind == plus || n.kind == minus:
 		return levelSum
-	case n.kind == times || n.kind == divide || n.kind == modulo:
+	case n.kind == times || n.kind == divide || n.kind == modulo || n.kind == of:
 		return levelProduct
-	case n.kind == power:
+	case n.kind == power, n.kind == squareRoot, n.kind == cubeRoot: // (√2)^2 is not √(2^2)
 		return levelPower
 	case n.kind == percent || n.kind == factorial:
 		return levelPostfix
 	}
-	return levelPrimary // roots
+	return levelPrimary
 }
 
 // String returns the expression with no more parentheses than a reader needs.
@@ -72,6 +72,12 @@ func (n *node) write(b *strings.Builder) {
 	default:
 		n.left.writeAbove(b, level)
 		b.WriteString(" " + n.kind.String() + " ")
+		if n.right.kind == minus && n.right.left == nil {
+			level = levelPower // 8 ÷ (−2): two signs in a row are hard to read
+		}
+		if n.right.kind == percent && level == levelSum && n.left.kind != percent {
+			level = levelPostfix // 200 + (10%): without them it is refused
+		}
 		n.right.writeAbove(b, level+1)
 	}
 }

@@ -9,6 +9,8 @@ type node struct {
 	value       *big.Rat
 	text        string
 	left, right *node
+	// grouped is set when the expression stood in parentheses.
+	grouped bool
 }
 
 // parser builds the tree by precedence, from loose to tight:
@@ -18,7 +20,7 @@ type node struct {
 //	signed  = { "+" | "−" } power
 //	power   = postfix [ "^" signed ]
 //	postfix = primary { "!" | "%" | "²" | "³" }
-//	primary = number | "(" sum ")" | ("√" | "∛") power
+//	primary = number | "(" sum ")" | ("√" | "∛") signed
 type parser struct {
 	tokens []token
 	depth  int
@@ -63,7 +65,7 @@ func (p *parser) sum() (*node, error) {
 		if right, err = p.product(); err != nil {
 			return nil, err
 		}
-		if right.kind == percent && left.kind != percent {
+		if right.kind == percent && !right.grouped && left.kind != percent {
 			return nil, &SyntaxError{"adding or taking off a percentage can mean two things: write 200 × 1.1 for 10% more than 200, or 200 + 0.1"}
 		}
 		left = &node{kind: op, left: left, right: right}
@@ -88,7 +90,7 @@ func (p *parser) product() (*node, error) {
 			}
 			p.take()
 			right, err = p.signed()
-			left = &node{kind: times, left: left, right: right}
+			left = &node{kind: of, left: left, right: right}
 		case open, squareRoot, cubeRoot:
 			if divided {
 				return nil, &SyntaxError{"a ÷ b(c) can mean two things: write (a ÷ b) × (c), or a ÷ (b × (c))"}
@@ -147,7 +149,7 @@ func (p *parser) postfix() (*node, error) {
 	for err == nil {
 		switch t := p.peek(); t.kind {
 		case factorial:
-			if n.kind == factorial {
+			if n.kind == factorial && !n.grouped {
 				return nil, &SyntaxError{"!! can mean two things: write (5!)! for the factorial of a factorial"}
 			}
 			n = &node{kind: factorial, left: n}
@@ -195,9 +197,10 @@ func (p *parser) primary() (*node, error) {
 		if p.take().kind != closing {
 			return nil, &SyntaxError{"a parenthesis is not closed"}
 		}
+		n.grouped = true
 		return n, nil
 	case squareRoot, cubeRoot:
-		operand := p.power
+		operand := p.signed
 		if p.peek().kind == open { // √(16) ÷ 2, √(2)^2: the root is of the parenthesis
 			operand = p.parenthesis
 		}

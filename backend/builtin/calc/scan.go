@@ -213,6 +213,11 @@ func (s *scanner) number() (token, error) {
 	if !ok {
 		return token{}, ErrNotArithmetic
 	}
+	if word, after := cutWord(s.rest); scales[word] > 0 {
+		v.Mul(v, new(big.Rat).SetInt64(scales[word]))
+		text += " " + word
+		s.rest = after
+	}
 	return token{kind: number, value: v, text: text}, nil
 }
 

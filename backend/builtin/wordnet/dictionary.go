@@ -83,9 +83,11 @@ type Dictionary struct {
 }
 
 // Open returns the embedded dictionary. Its errors wrap ErrCorrupt.
-func Open() (*Dictionary, error) { return open(embedded) }
+func Open() (*Dictionary, error) { return OpenData(embedded) }
 
-func open(data string) (*Dictionary, error) {
+// OpenData returns the dictionary in data, a file as Magic describes it. The
+// blocks are checked when they are read.
+func OpenData(data string) (*Dictionary, error) {
 	if !strings.HasPrefix(data, Magic) {
 		return nil, corrupt("not a dictionary")
 	}

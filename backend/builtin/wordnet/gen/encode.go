@@ -35,6 +35,8 @@ type section struct {
 	records int
 	sum     *bytes.Buffer // all raw bytes, for the checksum of the file
 
+	level int // of compression
+
 	raw  []byte
 	key  []byte // of the entry before
 	open block
@@ -75,7 +77,7 @@ func (s *section) flush() error {
 		return nil
 	}
 	var out bytes.Buffer
-	w, err := flate.NewWriter(&out, flate.BestCompression)
+	w, err := flate.NewWriter(&out, s.level)
 	if err != nil {
 		return err
 	}
@@ -100,12 +102,13 @@ func shared(a []byte, b string) int {
 	return n
 }
 
-// encode returns the dictionary file for db; package wordnet describes it.
-func encode(db *database) ([]byte, error) {
+// encode returns the dictionary file for db, which package wordnet describes,
+// compressed at a level of compress/flate.
+func encode(db *database, level int) ([]byte, error) {
 	sum := new(bytes.Buffer)
-	lemmas := &section{keyed: true, sum: sum}
-	inflections := &section{keyed: true, sum: sum}
-	synsets := &section{sum: sum}
+	lemmas := &section{keyed: true, sum: sum, level: level}
+	inflections := &section{keyed: true, sum: sum, level: level}
+	synsets := &section{sum: sum, level: level}
 	for _, lemma := range slices.Sorted(maps.Keys(db.lemmas)) {
 		var value []byte
 		for _, g := range db.lemmas[lemma] {

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"compress/flate"
 	"flag"
 	"fmt"
 	"os"
@@ -29,7 +30,7 @@ func run(from, out string) error {
 	if err != nil {
 		return err
 	}
-	data, err := encode(db)
+	data, err := encode(db, flate.BestCompression)
 	if err != nil {
 		return err
 	}
