@@ -175,4 +175,5 @@ var greetings = []string{
 	"hello", "hi", "hey", "yo", "good morning", "good evening", "good afternoon", "good night", "bye", "goodbye",
 	"thanks", "thank you", "thx", "please", "help", "test", "yes", "no", "ok", "okay", "stop", "continue", "go on",
 	"go", "more", "next", "again", "why", "what", "who", "how", "when", "where", "really", "sure", "nice", "cool",
+	"how do you do", "how are you", "who are you", "what are you",
 }
