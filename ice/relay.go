@@ -330,13 +330,18 @@ func (r *Relay) reached(addr netip.AddrPort) {
 // Addr returns the relayed address: the candidate to tell the peer.
 func (r *Relay) Addr() netip.AddrPort { return addrPort(r.leg.local) }
 
+// Dropped returns how many datagrams were not sent, for want of a permission or
+// of a server.
+func (r *Relay) Dropped() uint64 { return r.leg.dropped.Load() }
+
 // Transport returns the QUIC transport over the allocation. Close ends it.
 func (r *Relay) Transport() *quic.Transport { return r.transport }
 
 // Permit asks the server to let peer's datagrams through, and sends one check
 // to peer. Permissions are for an IP address, whatever the port, and refresh
 // themselves. The error wraps ErrRelayRefused when the server does not serve
-// that peer.
+// that peer. It takes a round trip to the server, during which the peer can be
+// told of Addr already: its checks take longer to arrive.
 func (r *Relay) Permit(ctx context.Context, peer netip.AddrPort) error {
 	peer = netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
 	if _, err := (Candidate{Kind: Host, Addr: peer}).Check(); err != nil {

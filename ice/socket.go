@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 
 	"github.com/pion/transport/v2"
@@ -66,6 +67,7 @@ type Socket struct {
 // Listen opens the socket and starts the goroutine that reads STUN from it.
 // Close ends both.
 func Listen(cfg SocketConfig) (*Socket, error) {
+	quietBuffers()
 	conn, err := listenUDP(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("ice: %w", err)
@@ -88,6 +90,16 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 	s.demux = newDemux(s.transport)
 	s.wg.Go(func() { s.demux.run(ctx) })
 	return s, nil
+}
+
+// quietBuffers keeps quic-go from printing to standard error that the system
+// grants less than 7 MB of socket buffer, as most do to ordinary users. The
+// variable is its documented switch; who has set it is left alone.
+func quietBuffers() {
+	const name = "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING"
+	if _, set := os.LookupEnv(name); !set {
+		_ = os.Setenv(name, "true") // fails for malformed names only
+	}
 }
 
 func listenUDP(cfg SocketConfig) (*net.UDPConn, error) {

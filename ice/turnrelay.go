@@ -48,6 +48,11 @@ func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
 			if tap := l.server.cfg.Tap; tap != nil {
 				tap(b[:n])
 			}
+			if answered(b[:n]) && !l.server.requests.allow(addrPort(from).Addr(), time.Now()) {
+				l.server.counters.droppedFlood.Add(1)
+				failed = 0
+				continue
+			}
 			return n, from, nil
 		}
 		if errors.Is(err, net.ErrClosed) || failed >= maxReadErrors {
@@ -138,15 +143,19 @@ func (g *relayGenerator) relayIP(ts *turnSession, v6 bool) (netip.Addr, error) {
 	if ip := g.server.cfg.RelayIP; ip.IsValid() && fits(ip) {
 		return ip, nil
 	}
-	if ip := addrPort(g.listener.LocalAddr()).Addr(); fits(ip) {
-		return ip, nil
+	listener := addrPort(g.listener.LocalAddr()).Addr()
+	if fits(listener) && !listener.IsLoopback() {
+		return listener, nil
 	}
 	for peer := range ts.rights.peers {
-		if peer.Is6() == v6 {
+		if peer.Is6() == v6 && !(listener.IsLoopback() && peer.IsLoopback()) {
 			if ip := routeSource(peer); fits(ip) {
 				return ip, nil
 			}
 		}
+	}
+	if fits(listener) {
+		return listener, nil
 	}
 	if client := g.listener.client.Addr(); client.IsValid() && client.Is6() == v6 {
 		if ip := routeSource(client); fits(ip) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,9 +22,9 @@ type TURNConfig struct {
 	// Conns are sockets that are open already. The server closes them.
 	Conns []net.PacketConn
 	// RelayIP is the address that relayed addresses get. Zero means the address
-	// of the listener, or, when it listens on every address, the one that the
-	// route to the session's miner starts from. Behind a one-to-one NAT it must
-	// be set to the public address.
+	// of the listener, or, when it listens on every address, the one from which
+	// the system would send to the session's miner, whom it is for. Behind a
+	// one-to-one NAT it must be set to the public address.
 	RelayIP netip.Addr
 	// PortMin and PortMax bound the relayed ports, both included. Zero: any.
 	PortMin, PortMax uint16
@@ -95,11 +96,13 @@ type TURNServer struct {
 	readers   sync.WaitGroup // the server's goroutines, by listener and allocation
 
 	counters turnCounters
+	requests requestLimit
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	sessions map[string]*turnSession // by user name
 	relays   map[*relayConn]struct{}
+	swept    time.Time // when sessions were last looked through for their end
 }
 
 // TURNStats describes the server since its start.
@@ -109,6 +112,7 @@ type TURNStats struct {
 	BytesToClients        uint64 // from miners to clients
 	DroppedRate           uint64 // datagrams over BytesPerSecond
 	DroppedPeer           uint64 // datagrams to or from an address that is not the session's
+	DroppedFlood          uint64 // requests of a source that sends too many
 	RefusedAuth           uint64 // requests with unknown, expired or wrong credentials
 	RefusedPeer           uint64 // permissions asked for another than the session's miner
 	RefusedQuota          uint64 // allocations over a limit
@@ -117,7 +121,7 @@ type TURNStats struct {
 }
 
 type turnCounters struct {
-	toPeers, toClients, droppedRate, droppedPeer                      atomic.Uint64
+	toPeers, toClients, droppedRate, droppedPeer, droppedFlood        atomic.Uint64
 	refusedAuth, refusedPeer, refusedQuota, refusedOther, failedOther atomic.Uint64
 }
 
@@ -132,7 +136,7 @@ func StartTURN(cfg TURNConfig) (*TURNServer, error) {
 		sessions: make(map[string]*turnSession),
 		relays:   make(map[*relayConn]struct{}),
 	}
-	conns := cfg.Conns
+	conns := slices.Clone(cfg.Conns)
 	for _, addr := range cfg.Listen {
 		network := "udp4"
 		if !addr.Addr().Unmap().Is4() {
@@ -147,7 +151,7 @@ func StartTURN(cfg TURNConfig) (*TURNServer, error) {
 		}
 		_ = conn.SetReadBuffer(legSocketBuffer)
 		_ = conn.SetWriteBuffer(legSocketBuffer)
-		conns = append(conns, conn)
+		conns = append(conns, withPktinfo(conn))
 	}
 	var listeners []turn.PacketConnConfig
 	for _, conn := range conns {
@@ -203,6 +207,7 @@ func (t *TURNServer) Stats() TURNStats {
 		BytesToClients: c.toClients.Load(),
 		DroppedRate:    c.droppedRate.Load(),
 		DroppedPeer:    c.droppedPeer.Load(),
+		DroppedFlood:   c.droppedFlood.Load(),
 		RefusedAuth:    c.refusedAuth.Load(),
 		RefusedPeer:    c.refusedPeer.Load(),
 		RefusedQuota:   c.refusedQuota.Load(),

@@ -362,3 +362,40 @@ func TestStartTURNChecksItsConfig(t *testing.T) {
 		}
 	}
 }
+
+func TestRequestLimit(t *testing.T) {
+	var l requestLimit
+	a, now := netip.MustParseAddr("192.0.2.1"), time.Unix(100, 0)
+	for i := range requestsPerSource + 10 {
+		if got, want := l.allow(a, now), i < requestsPerSource; got != want {
+			t.Fatalf("request %d: %v", i, got)
+		}
+	}
+	other := netip.MustParseAddr("192.0.2.2")
+	if !l.allow(other, now) || !l.allow(a, now.Add(requestWindow)) {
+		t.Error("another source, or the next window, is refused")
+	}
+	for range maxRequestSources {
+		other = other.Next()
+		l.allow(other, now.Add(requestWindow))
+	}
+	if l.allow(other.Next(), now.Add(requestWindow)) {
+		t.Error("the table of sources has no bound")
+	}
+	request := stunv4.MustBuild(stunv4.TransactionID, stunv4.BindingRequest).Raw
+	send := stunv4.MustBuild(stunv4.TransactionID, stunv4.NewType(stunv4.MethodSend, stunv4.ClassIndication)).Raw
+	if !answered(request) || answered(send) || answered([]byte{0x40, 0, 0, 0}) || answered(nil) {
+		t.Error("requests are not told from what is never answered")
+	}
+}
+
+func TestTURNDropsAFlood(t *testing.T) {
+	server := testTURN(t, TURNConfig{})
+	c := newRawTURN(t, server, "", "")
+	request := stunv4.MustBuild(stunv4.TransactionID, stunv4.BindingRequest).Raw
+	for server.Stats().DroppedFlood == 0 {
+		for range 50 {
+			c.send(request)
+		}
+	}
+}

@@ -115,12 +115,20 @@ func (ts *turnSession) grantLocked(r *rights) {
 // expireLocked forgets sessions whose time is over. Their relays pass nothing
 // any more and end when they cannot be refreshed.
 func (t *TURNServer) expireLocked(now time.Time) {
+	if now.Sub(t.swept) < sweepInterval {
+		return
+	}
+	t.swept = now
 	for name, ts := range t.sessions {
 		if now.After(ts.rights.expires) && len(ts.relays) == 0 {
 			delete(t.sessions, name)
 		}
 	}
 }
+
+// sweepInterval spares a busy server from looking through all sessions for each
+// new one.
+const sweepInterval = 10 * time.Second
 
 // canonicalPeer returns the one spelling of an address that can be a miner's,
 // or the zero Addr.
