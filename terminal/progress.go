@@ -142,9 +142,13 @@ func (p *Progress) drawLocked() {
 	if p.midway {
 		return
 	}
-	line := OneLine(p.text, p.width()-1)
+	room := p.width() - 1 // in the last column some terminals wrap
+	line := ""
+	if room > 0 {
+		line = OneLine(p.text, room)
+	}
 	n := columns(line)
-	pad := max(p.drawn-n, 0)
+	pad := max(min(p.drawn, room)-n, 0)
 	p.writeLocked("\r" + line + strings.Repeat(" ", pad) + strings.Repeat("\b", pad))
 	p.drawn = n
 }
@@ -159,7 +163,8 @@ func (p *Progress) clearLocked() {
 	}
 	p.state = hidden
 	if p.drawn > 0 {
-		p.writeLocked("\r" + strings.Repeat(" ", p.drawn) + "\r")
+		blank := max(min(p.drawn, p.width()-1), 0) // the window may be narrower by now
+		p.writeLocked("\r" + strings.Repeat(" ", blank) + "\r")
 		p.drawn = 0
 	}
 }
