@@ -98,6 +98,35 @@ func TestRelayCarriesQUICToAnOrdinarySocket(t *testing.T) {
 	}
 }
 
+// A miner that was seen over IPv6 gets a relayed address that it can reach.
+func TestRelayOverIPv6(t *testing.T) {
+	client, miner := newParty(t, SocketConfig{}), newParty(t, SocketConfig{})
+	peer := loopback6(t, miner.socket).Addr
+	server := testTURN(t, TURNConfig{Listen: []netip.AddrPort{netip.MustParseAddrPort("[::]:0"), netip.MustParseAddrPort("0.0.0.0:0")}})
+	serveEcho(t, miner.socket.Transport(), miner.key, client.key.ID())
+	_, user := allow(server, "::1")
+	ctx := testContext(t)
+	// The client itself comes over IPv4.
+	address := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), server.Addrs()[1].Port())
+	relay, err := OpenRelay(ctx, RelayConfig{
+		Server: address.String(), Username: user, Password: testPassword,
+		Local: client.creds, Remote: miner.creds, Peer: peer.Addr(), Log: testLog(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = relay.Close() }()
+	if err := relay.Permit(ctx, peer); err != nil {
+		t.Fatal(err)
+	}
+	open(t, miner, client, false, Candidate{Kind: RelayUDP, Addr: relay.Addr()})
+	got := await(t, relay.Addrs())
+	if got.Addr != peer {
+		t.Errorf("reached %s, want %s", got.Addr, peer)
+	}
+	echo(t, relay.Transport(), got.Addr, client.key, miner.key.ID(), 1<<16)
+}
+
 // The direct path and the relay may work at the same time, over one session.
 func TestRelayBesideADirectSession(t *testing.T) {
 	r := openRelayed(t, TURNConfig{}, "127.0.0.1")

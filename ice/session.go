@@ -21,6 +21,8 @@ var (
 	// ErrPeerBusy is returned by Open while another session with the same peer
 	// is open on the socket.
 	ErrPeerBusy = errors.New("ice: a session with this peer is open")
+	// ErrTooManySessions is returned by Open when the socket has maxSessions.
+	ErrTooManySessions = errors.New("ice: too many sessions are open")
 	// ErrTooManyCandidates is returned by AddRemote beyond MaxRemote.
 	ErrTooManyCandidates = errors.New("ice: too many candidates")
 )
@@ -29,6 +31,9 @@ var (
 const MaxRemote = 8
 
 const (
+	// maxSessions bounds the agents of one socket. One lasts from a match to the
+	// QUIC handshake, a few seconds.
+	maxSessions = 512
 	// checkInterval is how often unanswered pairs are checked; the pacer thins
 	// it out. pion's default of 200 ms costs several round trips.
 	checkInterval = 20 * time.Millisecond
@@ -129,6 +134,10 @@ func (s *Socket) adopt(x *Session) error {
 			return ErrClosed
 		}
 		old := s.sessions[x.cfg.Peer]
+		if old == nil && len(s.sessions) >= maxSessions {
+			s.mu.Unlock()
+			return ErrTooManySessions
+		}
 		if old == nil {
 			s.sessions[x.cfg.Peer] = x
 			s.mu.Unlock()

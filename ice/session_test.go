@@ -197,6 +197,48 @@ func TestTwoSocketsReachEachOtherAndSpeakQUIC(t *testing.T) {
 	}
 }
 
+// loopback6 returns how another socket of this machine reaches s over IPv6.
+func loopback6(t testing.TB, s *Socket) Candidate {
+	t.Helper()
+	if conn, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("[::1]:0"))); err != nil {
+		t.Skip("this machine has no IPv6: ", err)
+	} else {
+		_ = conn.Close()
+	}
+	return Candidate{Kind: Host, Addr: netip.AddrPortFrom(netip.IPv6Loopback(), s.LocalAddr().Port())}
+}
+
+func TestBothFamiliesOverOneSocket(t *testing.T) {
+	client, miner := newParty(t, SocketConfig{}), newParty(t, SocketConfig{})
+	serveEcho(t, miner.socket.Transport(), miner.key, client.key.ID())
+	c := open(t, client, miner, true, loopback(miner.socket), loopback6(t, miner.socket))
+	open(t, miner, client, false, loopback(client.socket), loopback6(t, client.socket))
+	families := make(map[bool]bool)
+	for range 2 {
+		r := await(t, c.Addrs())
+		families[r.Addr.Addr().Is6()] = true
+		echo(t, client.socket.Transport(), r.Addr, client.key, miner.key.ID(), 1000)
+	}
+	if len(families) != 2 {
+		t.Errorf("reached over %d family", len(families))
+	}
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	p := newParty(t, SocketConfig{Loopback: true})
+	p.socket.mu.Lock()
+	for i := range maxSessions {
+		p.socket.sessions[identity.NodeID{byte(i), byte(i >> 8), 1}] = nil
+	}
+	p.socket.mu.Unlock()
+	if _, err := p.socket.Open(SessionConfig{Local: p.creds, Remote: NewCredentials()}); !errors.Is(err, ErrTooManySessions) {
+		t.Errorf("one session too many: %v", err)
+	}
+	p.socket.mu.Lock()
+	clear(p.socket.sessions)
+	p.socket.mu.Unlock()
+}
+
 func TestOneSideThatKnowsTheOtherIsEnough(t *testing.T) {
 	for _, tc := range []struct {
 		name               string
