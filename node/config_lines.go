@@ -3,6 +3,8 @@ package node
 import (
 	"strconv"
 	"strings"
+
+	"github.com/BurntSushi/toml"
 )
 
 // keyLines returns the line on which each key of a valid TOML document first
@@ -30,8 +32,15 @@ func keyLines(doc string) map[string]int {
 	return s.lines
 }
 
-// joinKey appends a table's key to a path.
+// joinKey appends a table's key to a path, in quotes when it is no bare key.
 func joinKey(path, key string) string {
+	bare := key != ""
+	for i := range len(key) {
+		bare = bare && isBareKey(key[i])
+	}
+	if !bare {
+		key = strconv.Quote(key)
+	}
 	if path == "" {
 		return key
 	}
@@ -173,14 +182,15 @@ func isBareKey(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
 }
 
-func unquoteKey(s string) string {
-	if strings.HasPrefix(s, "'") {
-		return strings.Trim(s, "'")
+// unquoteKey leaves escapes to the TOML package, which knows them all.
+func unquoteKey(quoted string) string {
+	var doc map[string]any
+	if _, err := toml.Decode(quoted+" = 0", &doc); err == nil {
+		for key := range doc {
+			return key
+		}
 	}
-	if u, err := strconv.Unquote(s); err == nil {
-		return u
-	}
-	return strings.Trim(s, `"`)
+	return quoted
 }
 
 // value skips one value and notes the keys inside it.

@@ -375,18 +375,17 @@ func FuzzConfig(f *testing.F) {
 		var raw map[string]any
 		md, err := toml.Decode(doc, &raw)
 		if err == nil && strings.IndexByte(doc, 0) < 0 {
-			lines := keyLines(doc)
+			seen := map[string]bool{}
+			for at := range keyLines(doc) {
+				seen[indexes.ReplaceAllString(at, "")] = true
+			}
 			for _, key := range md.Keys() {
-				found := false
 				path := ""
 				for _, part := range key {
 					path = joinKey(path, part)
 				}
-				for at := range lines {
-					found = found || indexes.ReplaceAllString(at, "") == indexes.ReplaceAllString(path, "")
-				}
-				if !found {
-					t.Errorf("key %q was not found in %q: %v", key, doc, lines)
+				if !seen[indexes.ReplaceAllString(path, "")] {
+					t.Errorf("key %q was not found in %q: %v", key, doc, seen)
 				}
 			}
 		} else {
