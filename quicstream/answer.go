@@ -230,6 +230,7 @@ func (a *answer) finish(failure error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ended, a.failure = true, failure
+	a.cancel(context.Canceled) // as net/http does when a handler returns
 	if failure == nil {
 		a.ready = true
 	}
@@ -287,7 +288,6 @@ func (a *answer) expire() {
 func (a *answer) forgetLocked() {
 	a.kept.wipe()
 	a.reg.releaseAll(a)
-	a.cancel(context.Canceled)
 }
 
 // awaitClientLocked starts the resume window.

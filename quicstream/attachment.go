@@ -49,8 +49,14 @@ func (a *answer) attach(att *attachment) error {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.stopped {
+	switch {
+	case a.stopped:
 		return errBroken
+	case att.err != nil: // the stream ended before it carried anything
+		if a.att == nil {
+			a.abandonLocked(att.err)
+		}
+		return att.err
 	}
 	a.disarmLocked()
 	old := a.att
@@ -141,17 +147,23 @@ func (a *answer) endLocked(att *attachment, why error) {
 	_ = att.qs.SetWriteDeadline(time.Unix(1, 0)) // unblocks a write under way
 	if a.att == att {
 		a.att = nil
-		switch {
-		case a.stopped:
-		case errors.Is(why, ErrCancelled), errors.Is(why, ErrStalled):
-			a.stats.cancelled.Add(1)
-			a.stopLocked(why)
-		default:
-			a.stats.lost.Add(1)
-			a.awaitClientLocked()
-		}
+		a.abandonLocked(why)
 	}
 	a.cond.Broadcast()
+}
+
+// abandonLocked cancels the answer or starts to wait for another client, as its
+// last attachment ended.
+func (a *answer) abandonLocked(why error) {
+	switch {
+	case a.stopped:
+	case errors.Is(why, ErrCancelled), errors.Is(why, ErrStalled):
+		a.stats.cancelled.Add(1)
+		a.stopLocked(why)
+	case !errors.Is(why, errReplaced):
+		a.stats.lost.Add(1)
+		a.awaitClientLocked()
+	}
 }
 
 // streamEnd translates the cause of a stream's end.

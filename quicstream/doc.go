@@ -17,6 +17,8 @@
 // The package finds no paths, matches nothing and knows no models.
 package quicstream
 
+import "mintai/api"
+
 // ALPN is the application protocol of the tunnel (RFC 7301). A breaking change
 // gets a new name.
 const ALPN = "mintai-tunnel/1"
@@ -24,12 +26,12 @@ const ALPN = "mintai-tunnel/1"
 // Header fields of the tunnel. Names are in canonical form.
 const (
 	// HeaderRequest carries the RequestID of a request.
-	HeaderRequest = "Mintai-Request"
+	HeaderRequest = api.HeaderRequest
 	// HeaderResume carries, in a request, the number of body bytes that the
 	// client already has, and in the answer the offset at which it continues.
-	HeaderResume = "Mintai-Resume"
+	HeaderResume = api.HeaderResume
 	// HeaderError carries the Refusal of an answer that the tunnel itself made.
-	HeaderError = "Mintai-Error"
+	HeaderError = api.HeaderError
 )
 
 // Refusal says why the tunnel answered a request itself instead of handing it

@@ -198,3 +198,28 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// While a request runs the miner is heard of although its model is silent.
+func TestHeartbeat(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	tunnel := r.dial()
+	r.do(tunnel, post(t, "/", "{}"))
+	first := tunnel.LastHeard()
+	eventually(t, "a heartbeat", func() bool { return tunnel.LastHeard().After(first) })
+}
+
+// A client that opens tunnel after tunnel loses its oldest.
+func TestTooManyTunnels(t *testing.T) {
+	r := newRig(t, ServerConfig{Handler: never})
+	tr := socket(t)
+	first := r.dialFrom(tr, r.client)
+	eventually(t, "the tunnel is accepted", func() bool { return len(r.server.Tunnels()) == 1 })
+	for range maxTunnels {
+		r.dialFrom(tr, r.client)
+	}
+	wait(t, "end of the oldest", first.Done())
+	if ce, ok := errors.AsType[*CloseError](first.Err()); !ok || ce.Code != Replaced {
+		t.Errorf("ended with %v", first.Err())
+	}
+}

@@ -4,12 +4,14 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"mintai/api"
 )
 
 // Limits of the wire that both ends share.
 const (
 	// MaxHeaderBytes bounds the head of a request and of an answer.
-	MaxHeaderBytes = 32 << 10
+	MaxHeaderBytes = api.MaxHeader
 	// streamWindow is how far a client lets an answer run ahead of its reader
 	// (RFC 9000 §4.1). The answer buffer keeps at least as much, so that every
 	// byte in flight can be sent again on another connection.
@@ -53,6 +55,7 @@ func baseQUIC() *quic.Config {
 		KeepAlivePeriod:       keepAlive,
 		InitialPacketSize:     1200, // RFC 9000 §14.1; more dies in a 1280-byte network behind a relay
 		MaxIncomingUniStreams: 8,    // RFC 9114 §6.2: control, QPACK encoder and decoder, and a margin for reserved types
+		EnableDatagrams:       true, // for the heartbeat only
 		// The bytes before a reset arrive: a client sees all tokens up to the
 		// failure, then the error.
 		EnableStreamResetPartialDelivery: true,

@@ -36,6 +36,13 @@ func newRegistry(perClient, total int64) *registry {
 	}
 }
 
+// has reports whether there is an answer for key.
+func (g *registry) has(key answerKey) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.answers[key] != nil
+}
+
 // find returns the answer and takes it off the list of what may be dropped.
 func (g *registry) find(key answerKey) *answer {
 	g.mu.Lock()

@@ -1,7 +1,6 @@
 package quicstream
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -61,7 +61,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	key := answerKey{peer: c.peer, id: id}
-	if resume && s.reg.find(key) == nil {
+	if resume && !s.reg.has(key) {
 		s.refuse(w, http.StatusNotFound, RefusedUnknownRequest, "nothing to resume under this request ID")
 		return
 	}
@@ -160,16 +160,18 @@ func (s *Server) start(a *answer, r *http.Request, body []byte) {
 	s.stats.requests.Add(1)
 	req := r.WithContext(a.ctx)
 	req.Header = r.Header.Clone() // the handler outlives this stream
-	req.Body = io.NopCloser(bytes.NewReader(body))
+	prompt := &requestBody{left: body, all: body[:cap(body)]}
+	req.Body = prompt
 	req.ContentLength = int64(len(body))
 	if len(body) == 0 {
 		req.Body = http.NoBody
 	}
 	req.TransferEncoding, req.Trailer = nil, nil
-	go s.runHandler(a, req, body)
+	go s.runHandler(a, req, prompt)
 }
 
-func (s *Server) runHandler(a *answer, req *http.Request, body []byte) {
+// runHandler is owned by the Server: Shutdown waits for it.
+func (s *Server) runHandler(a *answer, req *http.Request, body *requestBody) {
 	defer s.handlerDone()
 	w := &answerWriter{a: a, header: make(http.Header)}
 	failure := s.callHandler(w, req)
@@ -182,9 +184,43 @@ func (s *Server) runHandler(a *answer, req *http.Request, body []byte) {
 	if failure != nil && !a.cancelled() {
 		s.stats.brokenOff.Add(1)
 	}
-	clear(body)
-	s.reg.release(a, cap(body))
+	s.reg.release(a, body.wipe())
 	a.finish(failure)
+}
+
+// requestBody is a body in memory. A proxy's transport may still read it when
+// the handler has returned, hence the mutex.
+type requestBody struct {
+	mu        sync.Mutex
+	left, all []byte
+}
+
+// Read fails once the handler has returned.
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.all == nil:
+		return 0, http.ErrBodyReadAfterClose
+	case len(b.left) == 0:
+		return 0, io.EOF
+	}
+	n := copy(p, b.left)
+	b.left = b.left[n:]
+	return n, nil
+}
+
+// Close does nothing: the body belongs to the answer.
+func (b *requestBody) Close() error { return nil }
+
+// wipe overwrites the body and returns its capacity.
+func (b *requestBody) wipe() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.all)
+	clear(b.all)
+	b.left, b.all = nil, nil
+	return n
 }
 
 func (s *Server) handlerDone() {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,10 @@ type serverConn struct {
 	mu      sync.Mutex // guards streams
 	streams map[quic.StreamID]*quic.Stream
 }
+
+// maxTunnels is how many tunnels one client may have. Two overlap when a path
+// changes; those that died stay until their idle timeout.
+const maxTunnels = 16
 
 // serveConn runs one tunnel until it or ctx ends, and waits for its streams.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
@@ -66,6 +71,11 @@ func (s *Server) add(c *serverConn) bool {
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
+	}
+	mine := s.connsLocked(c.peer)
+	if len(mine) >= maxTunnels {
+		oldest := slices.MinFunc(mine, func(a, b *serverConn) int { return a.since.Compare(b.since) })
+		oldest.close(Replaced) // most likely dead, and not known to be yet
 	}
 	s.conns[c] = struct{}{}
 	return true
@@ -116,6 +126,7 @@ func (c *serverConn) run() error {
 			wg.Go(func() { hc.HandleUnidirectionalStream(str) })
 		}
 	})
+	wg.Go(c.heartbeat)
 	for {
 		str, err := c.conn.AcceptStream(context.Background()) // ends with the connection
 		if err != nil {
@@ -127,6 +138,27 @@ func (c *serverConn) run() error {
 			defer c.untrack(str)
 			hc.HandleRequestStream(str)
 		})
+	}
+}
+
+// heartbeatPeriod is how often a miner sends something while a request runs,
+// even when the model is silent.
+const heartbeatPeriod = 500 * time.Millisecond
+
+// heartbeat sends an empty datagram (RFC 9221) at each beat while a request
+// runs, so that a client can tell a slow model from a dead path in seconds.
+func (c *serverConn) heartbeat() {
+	beat := time.NewTicker(heartbeatPeriod)
+	defer beat.Stop()
+	for {
+		select {
+		case <-beat.C:
+			if c.requests() > 0 {
+				_ = c.conn.SendDatagram(nil) // a full queue or the end: nothing to do
+			}
+		case <-c.conn.Context().Done():
+			return
+		}
 	}
 }
 

@@ -43,6 +43,7 @@ type Tunnel struct {
 	inFlight  atomic.Int64
 	lastUsed  atomic.Int64 // Unix nanoseconds
 	goingAway atomic.Bool  // the miner takes no new requests
+	lastHeard atomic.Int64 // Unix nanoseconds of the last heartbeat
 }
 
 var _ http.RoundTripper = (*Tunnel)(nil)
@@ -69,8 +70,20 @@ func Dial(ctx context.Context, cfg DialConfig) (*Tunnel, error) {
 	}
 	t := &Tunnel{conn: conn, http: h3.NewRawClientConn(conn), peer: cfg.Peer, log: cfg.Log}
 	t.lastUsed.Store(time.Now().UnixNano())
+	t.lastHeard.Store(time.Now().UnixNano())
 	t.loops.Go(t.acceptStreams)
+	t.loops.Go(t.acceptHeartbeats)
 	return t, nil
+}
+
+// acceptHeartbeats notes the miner's datagrams, until the connection ends.
+func (t *Tunnel) acceptHeartbeats() {
+	for {
+		if _, err := t.conn.ReceiveDatagram(context.Background()); err != nil {
+			return
+		}
+		t.lastHeard.Store(time.Now().UnixNano())
+	}
 }
 
 // acceptStreams serves the streams that the miner opens, until the connection
@@ -201,8 +214,11 @@ func closeBody(req *http.Request) {
 }
 
 func (t *Tunnel) begin() {
-	t.inFlight.Add(1)
-	t.lastUsed.Store(time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	if t.inFlight.Add(1) == 1 {
+		t.lastHeard.Store(now) // no heartbeats came while nothing ran
+	}
+	t.lastUsed.Store(now)
 }
 
 func (t *Tunnel) end() {
@@ -287,6 +303,11 @@ func (t *Tunnel) InFlight() int { return int(t.inFlight.Load()) }
 // LastUsed returns when a request last began or ended, or when the tunnel was
 // made.
 func (t *Tunnel) LastUsed() time.Time { return time.Unix(0, t.lastUsed.Load()) }
+
+// LastHeard returns when the miner was last heard of: by its
+// heartbeat, which comes twice a second while a request runs. Silence of two seconds
+// with a request in flight means that the path is dead, or the miner is.
+func (t *Tunnel) LastHeard() time.Time { return time.Unix(0, t.lastHeard.Load()) }
 
 // Close ends the tunnel, tells the miner why, and waits for its goroutines.
 // Running requests fail with *LostError. Closing again does nothing.
