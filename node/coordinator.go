@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -74,7 +75,6 @@ type coordinator struct {
 	board  *match.Board
 	ledger *reputation.Ledger
 	turn   *ice.TURNServer // nil: none of our own
-	turnIP netip.Addr      // of relayed ports
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -171,13 +171,15 @@ func (c *coordinator) startTURN() error {
 		return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("[coordinator.turn] listen = %q: %v", c.cfg.TURN.Listen, err), Err: err}
 	}
 	addr := listen.AddrPort()
-	if !addr.Addr().IsValid() {
-		addr = netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
+	addrs := []netip.AddrPort{addr}
+	if listen.IP == nil || listen.IP.IsUnspecified() { // one listener for each family that this machine has
+		addrs = []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())}
+		if hasIPv6() {
+			addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port()))
+		}
 	}
-	c.turnIP = c.relayIP(addr.Addr())
 	c.turn, err = ice.StartTURN(ice.TURNConfig{
-		Listen: []netip.AddrPort{addr}, RelayIP: c.turnIP,
-		PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
+		Listen: addrs, RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
 	})
 	if err != nil {
 		return &Error{
@@ -188,9 +190,20 @@ func (c *coordinator) startTURN() error {
 	return nil
 }
 
-// relayIP is the address by which miners reach relayed ports: the configured
-// public address, else the interface that leads out, else the listener's own.
-func (c *coordinator) relayIP(listen netip.Addr) netip.Addr {
+// hasIPv6 reports whether a socket of that family can be opened.
+func hasIPv6() bool {
+	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// relayIP is the address that relayed ports are announced with: the configured
+// one, else the first public address that is written down; zero leaves it to
+// the relay, which takes the address from which the miner is reached.
+func (c *coordinator) relayIP() netip.Addr {
 	if addr, err := netip.ParseAddr(c.cfg.TURN.RelayIP); err == nil {
 		return addr
 	}
@@ -199,8 +212,12 @@ func (c *coordinator) relayIP(listen netip.Addr) netip.Addr {
 		if h, _, err := net.SplitHostPort(public); err == nil {
 			host = h
 		}
+		if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+			return addr.Unmap()
+		}
 		ips, err := net.LookupIP(host)
 		if err != nil {
+			c.log.Warn().Err(err).Str("public", public).Msg("this name does not resolve here: set [coordinator.turn] relay_ip if this machine is behind a NAT")
 			continue
 		}
 		for _, ip := range ips {
@@ -209,10 +226,7 @@ func (c *coordinator) relayIP(listen netip.Addr) netip.Addr {
 			}
 		}
 	}
-	if !listen.IsUnspecified() {
-		return listen
-	}
-	return bestLocalAddr()
+	return netip.Addr{}
 }
 
 // Run serves until ctx ends and every connection is closed.
@@ -504,32 +518,6 @@ func (c *coordinator) counts() (sessions, miners int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.sessions), len(c.miners)
-}
-
-// bestLocalAddr is the address of this machine that others most likely reach:
-// a global one, then a private one, then loopback. IPv4 first: every node has it.
-func bestLocalAddr() netip.Addr {
-	best := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	bestRank := 0
-	for _, a := range localAddrs() {
-		if rank := addrRank(a); rank > bestRank {
-			best, bestRank = a, rank
-		}
-	}
-	return best
-}
-
-func addrRank(a netip.Addr) int {
-	switch {
-	case !a.Is4():
-		return 0
-	case a.IsPrivate() || isCarrierNAT(a):
-		return 1
-	case a.IsGlobalUnicast():
-		return 2
-	default:
-		return 0
-	}
 }
 
 // localAddrs lists this machine's usable unicast addresses, sorted.

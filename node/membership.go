@@ -23,11 +23,11 @@ const (
 
 // membership is how a node reaches its coordinator and shows that it may.
 type membership struct {
-	addrs   []string        // host:port, best first
-	id      identity.NodeID // zero: trust on first use
-	join    identity.Secret // of a join link
-	local   identity.Secret // of the runtime file: same user, same machine
-	origin  origin
+	addrs  []string        // host:port, best first
+	id     identity.NodeID // zero: trust on first use
+	join   identity.Secret // of a join link
+	local  identity.Secret // of the runtime file: same user, same machine
+	origin origin
 	// runtime reads the runtime file again, at each connection; nil: none.
 	runtime func() (identity.Runtime, error)
 }

@@ -81,7 +81,7 @@ func (c *coordinator) announce(w io.Writer, secret identity.Secret) {
 		for _, addr := range c.turn.Addrs() {
 			p("              UDP %s (STUN and TURN)", addr)
 		}
-		p("              UDP %d-%d when a relay is lent, on %s", c.cfg.TURN.PortMin, c.cfg.TURN.PortMax, c.turnIP)
+		p("              UDP %d-%d while a relay is lent", c.cfg.TURN.PortMin, c.cfg.TURN.PortMax)
 	case len(c.cfg.TURN.URLs) > 0:
 		p("  lends       the relay at %s", strings.Join(c.cfg.TURN.URLs, ", "))
 	default:
@@ -155,4 +155,3 @@ func (c *coordinator) places() places {
 	}
 	return out
 }
-

@@ -25,7 +25,7 @@ type session struct {
 	sameUser  bool
 	expires   time.Time // guarded by the client's mu once the session is remembered
 	granted   time.Time
-	warm      warmKey   // what it was granted for
+	warm      warmKey // what it was granted for
 
 	localICE, remoteICE ice.Credentials
 	candidates          []ice.Candidate

@@ -372,4 +372,3 @@ func (c *client) receipt(s *session, a account) {
 	c.metrics.request(a)
 	_ = c.sig.Send(a.message(s.id, s.model))
 }
-
