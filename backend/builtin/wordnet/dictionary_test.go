@@ -332,22 +332,6 @@ func FuzzLookup(f *testing.F) {
 	})
 }
 
-// FuzzOpenData reads damaged dictionaries: errors, never a panic.
-func FuzzOpenData(f *testing.F) {
-	f.Add([]byte(embedded[:HeaderSize]), "a")
-	f.Add([]byte(Magic+strings.Repeat("\x00", SumSize)+strings.Repeat("\x4a\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00", 3)+strings.Repeat("\x00", 100)), "")
-	f.Fuzz(func(_ *testing.T, data []byte, word string) {
-		d, err := OpenData(string(data))
-		if err != nil {
-			return
-		}
-		_, _ = d.Lookup(word, 3)
-		_, _ = d.Near(word, 3)
-		_, _ = d.Irregular(word)
-		_, _ = d.synsets.record(0)
-	})
-}
-
 func BenchmarkLookup(b *testing.B) {
 	d := openTest(b)
 	b.ReportAllocs()

@@ -47,7 +47,7 @@ const (
 )
 
 // MaxRaw is the most that one block inflates to, in bytes.
-const MaxRaw = 64 << 10
+const MaxRaw = 40 << 10
 
 // MaxKey is the length of the longest key, in bytes.
 const MaxKey = 255
@@ -156,14 +156,13 @@ func (s section) find(key string) (value string, ok bool, err error) {
 	if i < 0 {
 		return "", false, nil
 	}
+	want := []byte(key)
 	err = s.entries(i, func(k, v []byte) bool {
-		switch c := strings.Compare(string(k), key); {
-		case c == 0:
+		c := bytes.Compare(k, want)
+		if c == 0 {
 			value, ok = string(v), true
-			return false
-		default:
-			return c < 0
 		}
+		return c < 0
 	})
 	return value, ok, err
 }

@@ -22,7 +22,7 @@ func (d *Dictionary) Near(word string, most int) ([]string, error) {
 	var found []near
 	for i := range d.lemmas.blocks {
 		err := d.lemmas.entries(i, func(k, v []byte) bool {
-			if oneEdit(string(k), key) {
+			if n := len(k) - len(key); n >= -1 && n <= 1 && oneEdit(string(k), key) {
 				found = append(found, near{string(k), countSenses(v)})
 			}
 			return true

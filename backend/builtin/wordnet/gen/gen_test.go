@@ -154,3 +154,26 @@ func TestMalformed(t *testing.T) {
 		t.Error("a key of 256 bytes was accepted")
 	}
 }
+
+// FuzzOpenData reads damaged dictionaries: errors, never a panic.
+func FuzzOpenData(f *testing.F) {
+	db, err := readDatabase(small())
+	if err != nil {
+		f.Fatal(err)
+	}
+	data, err := encode(db, flate.BestSpeed)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data, "mole rats")
+	f.Add(data[:wordnet.HeaderSize], "dug")
+	f.Fuzz(func(_ *testing.T, data []byte, word string) {
+		d, err := wordnet.OpenData(string(data))
+		if err != nil {
+			return
+		}
+		_, _ = d.Lookup(word, 3)
+		_, _ = d.Near(word, 3)
+		_, _ = d.Irregular(word)
+	})
+}
