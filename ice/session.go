@@ -186,10 +186,10 @@ func (x *Session) start(local *net.UDPAddr) error {
 		// A pair never fails here: a peer that starts late, or whose NAT opens
 		// late, is still found. The pacer bounds what is sent meanwhile.
 		MaxBindingRequests:     ptr(uint16(65535)),
-		HostAcceptanceMinWait:  ptr(nominateAfter),
-		PrflxAcceptanceMinWait: ptr(nominateAfter),
-		SrflxAcceptanceMinWait: ptr(nominateAfter),
-		RelayAcceptanceMinWait: ptr(nominateAfter),
+		HostAcceptanceMinWait:  ptr(x.socket.nominateAfter),
+		PrflxAcceptanceMinWait: ptr(x.socket.nominateAfter),
+		SrflxAcceptanceMinWait: ptr(x.socket.nominateAfter),
+		RelayAcceptanceMinWait: ptr(x.socket.nominateAfter),
 		DisconnectedTimeout:    ptr(agentTimeout),
 		FailedTimeout:          ptr(agentTimeout),
 		BindingRequestHandler:  x.onCheck,

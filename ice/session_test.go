@@ -224,6 +224,26 @@ func TestBothFamiliesOverOneSocket(t *testing.T) {
 	}
 }
 
+// Once time has passed, the client settles for a pair and the miner follows.
+func TestICESelectsAPair(t *testing.T) {
+	client, miner := newParty(t, SocketConfig{}), newParty(t, SocketConfig{})
+	client.socket.nominateAfter = 0
+	c := open(t, client, miner, true, loopback(miner.socket))
+	m := open(t, miner, client, false)
+	for x, want := range map[*Session]netip.AddrPort{c: loopback(miner.socket).Addr, m: loopback(client.socket).Addr} {
+		if r := await(t, x.Addrs()); r.Addr != want {
+			t.Errorf("reached %s, want %s", r.Addr, want)
+		}
+		eventually(t, "a pair was selected", func() bool {
+			pair, err := x.agent.GetSelectedCandidatePair()
+			return err == nil && pair != nil && pair.Remote.Port() == int(want.Port())
+		})
+	}
+	if len(c.Addrs()) != 0 || len(m.Addrs()) != 0 {
+		t.Error("the selected address was told a second time")
+	}
+}
+
 func TestSessionsAreBounded(t *testing.T) {
 	p := newParty(t, SocketConfig{Loopback: true})
 	p.socket.mu.Lock()

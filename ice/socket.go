@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/pion/transport/v2"
 	"github.com/pion/transport/v2/stdnet"
@@ -59,6 +60,8 @@ type Socket struct {
 	stop      context.CancelFunc
 	wg        sync.WaitGroup
 
+	nominateAfter time.Duration // the constant, but for tests
+
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	sessions map[identity.NodeID]*Session
@@ -86,6 +89,8 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 		net:       pionNet,
 		stop:      stop,
 		sessions:  make(map[identity.NodeID]*Session),
+
+		nominateAfter: nominateAfter,
 	}
 	s.demux = newDemux(s.transport)
 	s.wg.Go(func() { s.demux.run(ctx) })

@@ -17,7 +17,8 @@ import (
 // TURNConfig configures StartTURN. The zero value listens nowhere: Listen or
 // Conns must be given.
 type TURNConfig struct {
-	// Listen are UDP addresses to open, "0.0.0.0:3478" and the like.
+	// Listen are UDP addresses to open. An unspecified address takes its own
+	// family only: for both, list "0.0.0.0:3478" and "[::]:3478".
 	Listen []netip.AddrPort
 	// Conns are sockets that are open already. The server closes them.
 	Conns []net.PacketConn
