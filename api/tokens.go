@@ -129,17 +129,18 @@ func (c *TokenCounter) scan(line []byte) {
 // valueOf returns what follows the last occurrence of a key, up to the line's
 // end; nil if there is none.
 func valueOf(line, key []byte) []byte {
-	for {
-		i := bytes.LastIndex(line, key)
+	var value []byte
+	for rest := line; ; {
+		i := bytes.Index(rest, key)
 		if i < 0 {
-			return nil
+			return value
 		}
-		rest := bytes.TrimLeft(line[i+len(key):], " \t")
-		escaped := i > 0 && line[i-1] == '\\'
-		if !escaped && len(rest) > 1 && rest[0] == ':' {
-			return bytes.TrimLeft(rest[1:], " \t")
+		escaped := i > 0 && rest[i-1] == '\\'
+		rest = rest[i+len(key):]
+		after := bytes.TrimLeft(rest, " \t")
+		if !escaped && len(after) > 1 && after[0] == ':' {
+			value = bytes.TrimLeft(after[1:], " \t")
 		}
-		line = line[:i]
 	}
 }
 
