@@ -136,7 +136,7 @@ func explainNoMatch(n *signal.NoMatchError) *Error {
 			parts = append(parts, fmt.Sprintf("%d %s", f.GetRemoved(), f.GetReason()))
 		}
 	}
-	if len(parts) > 0 {
+	if len(parts) > 0 && m.GetCode() != signalpb.NoMatchCode_NO_MATCH_NO_SERVER {
 		e.Message += ": " + strings.Join(parts, "; ")
 	}
 	switch m.GetCode() {

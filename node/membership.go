@@ -41,6 +41,13 @@ func linkMembership(text string, from origin) (membership, error) {
 	return fromLink(link, from), nil
 }
 
+// orLocal lets a node that came by a link also show that it runs as the
+// coordinator's own user, when the link leads to that very coordinator.
+func (m membership) orLocal(paths Paths) membership {
+	m.runtime = paths.ReadRuntime
+	return m
+}
+
 func fromLink(link identity.Link, from origin) membership {
 	return membership{addrs: link.Addrs, id: link.ID, join: link.Secret, origin: from}
 }
@@ -64,15 +71,17 @@ func runtimeMembership(read func() (identity.Runtime, error)) (membership, error
 func findMembership(flag, env string, config identity.Link, paths Paths) (membership, error) {
 	switch {
 	case flag != "":
-		return linkMembership(flag, originFlag)
+		m, err := linkMembership(flag, originFlag)
+		return m.orLocal(paths), err
 	case env != "":
-		return linkMembership(env, originEnv)
+		m, err := linkMembership(env, originEnv)
+		return m.orLocal(paths), err
 	case !config.IsZero():
-		return fromLink(config, originConfig), nil
+		return fromLink(config, originConfig).orLocal(paths), nil
 	}
 	stored, err := paths.LoadJoin()
 	if err == nil {
-		return fromLink(stored, originStored), nil
+		return fromLink(stored, originStored).orLocal(paths), nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return membership{}, &Error{Exit: ExitUsage, Code: "stored_link", Message: "the stored join link: " + err.Error(), Hint: "store it anew: mintai -mode client join LINK", Err: err}
