@@ -31,8 +31,10 @@ var cleanTests = []struct{ name, in, want string }{
 	{"all C1", "\u0080\u0085\u009f\u00a0", "<U+0080><U+0085><U+009F>\u00a0"},
 	{"raw C1 bytes", "a\x9b31m", "a\uFFFD31m"},
 	{"override", "user\u202egpj.exe", "user<U+202E>gpj.exe"},
-	{"all bidi controls", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c",
-		"<U+202A><U+202B><U+202C><U+202D><U+202E><U+2066><U+2067><U+2068><U+2069><U+200E><U+200F><U+061C>"},
+	{
+		"all bidi controls", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c",
+		"<U+202A><U+202B><U+202C><U+202D><U+202E><U+2066><U+2067><U+2068><U+2069><U+200E><U+200F><U+061C>",
+	},
 	{"invalid UTF-8", "a\xffb\xc3(c", "a\uFFFDb\uFFFD(c"},
 	{"overlong ESC", "\xc0\x9b[31m", "\uFFFD\uFFFD[31m"},
 	{"overlong ESC, 3 bytes", "\xe0\x80\x9b", "\uFFFD\uFFFD\uFFFD"},
@@ -95,8 +97,14 @@ func TestSanitizerAtOnce(t *testing.T) {
 	var b bytes.Buffer
 	s := NewSanitizer(&b)
 	for _, step := range []struct{ in, seen string }{
-		{"a", "a"}, {"\xe4", "a"}, {"\xb8", "a"}, {"\x96b", "a世b"}, {"\r", "a世b"}, {"\n", "a世b\r\n"},
-		{"\xf0\x9f", "a世b\r\n"}, {"x", "a世b\r\n\uFFFD\uFFFDx"},
+		{"a", "a"},
+		{"\xe4", "a"},
+		{"\xb8", "a"},
+		{"\x96b", "a世b"},
+		{"\r", "a世b"},
+		{"\n", "a世b\r\n"},
+		{"\xf0\x9f", "a世b\r\n"},
+		{"x", "a世b\r\n\uFFFD\uFFFDx"},
 	} {
 		if _, err := s.Write([]byte(step.in)); err != nil {
 			t.Fatal(err)

@@ -226,8 +226,9 @@ func raiseApproximate(base value, e *big.Int) (value, error) {
 	if !e.IsInt64() || e.Int64() > most {
 		return value{}, ErrPrecision
 	}
-	v, err := exact(big.NewRat(1, 1))
+	v := value{rat: big.NewRat(1, 1)}
 	for range e.Int64() {
+		var err error
 		if v, err = multiply(v, base); err != nil {
 			return value{}, err
 		}

@@ -158,9 +158,19 @@ func TestOneEdit(t *testing.T) {
 		a, b string
 		want bool
 	}{
-		{"tunnel", "tunnel", false}, {"tunnel", "tunnels", true}, {"tunnel", "unnel", true}, {"tunnel", "tonnel", true},
-		{"tunnel", "tunnle", true}, {"tunnel", "utnnel", true}, {"tunnel", "tennul", false}, {"tunnel", "tun", false},
-		{"", "a", true}, {"a", "b", true}, {"ab", "ba", true}, {"abc", "cba", false}, {"", "", false},
+		{"tunnel", "tunnel", false},
+		{"tunnel", "tunnels", true},
+		{"tunnel", "unnel", true},
+		{"tunnel", "tonnel", true},
+		{"tunnel", "tunnle", true},
+		{"tunnel", "utnnel", true},
+		{"tunnel", "tennul", false},
+		{"tunnel", "tun", false},
+		{"", "a", true},
+		{"a", "b", true},
+		{"ab", "ba", true},
+		{"abc", "cba", false},
+		{"", "", false},
 	}
 	for _, tt := range tests {
 		if oneEdit(tt.a, tt.b) != tt.want || oneEdit(tt.b, tt.a) != tt.want {
@@ -171,8 +181,10 @@ func TestOneEdit(t *testing.T) {
 
 func TestParseSense(t *testing.T) {
 	tests := []struct{ line, want string }{
-		{`burrow|tunnel` + "\t" + `move through by digging; "burrow through the forest"`,
-			`{[burrow tunnel] move through by digging [burrow through the forest]}`},
+		{
+			`burrow|tunnel` + "\t" + `move through by digging; "burrow through the forest"`,
+			`{[burrow tunnel] move through by digging [burrow through the forest]}`,
+		},
 		{"a\tplain definition", "{[a] plain definition []}"},
 		{"a\tfirst; second; \"one\"; \"two\"", "{[a] first; second [one two]}"},
 		{"a\tthe \"so-called\" thing; \"an example\"", "{[a] the \"so-called\" thing [an example]}"},

@@ -9,12 +9,24 @@ import (
 // morphy(7WN): a suffix and what takes its place.
 var detachments = [...][]struct{ suffix, ending string }{
 	Noun: {
-		{"s", ""}, {"ses", "s"}, {"xes", "x"}, {"zes", "z"},
-		{"ches", "ch"}, {"shes", "sh"}, {"men", "man"}, {"ies", "y"},
+		{"s", ""},
+		{"ses", "s"},
+		{"xes", "x"},
+		{"zes", "z"},
+		{"ches", "ch"},
+		{"shes", "sh"},
+		{"men", "man"},
+		{"ies", "y"},
 	},
 	Verb: {
-		{"s", ""}, {"ies", "y"}, {"es", "e"}, {"es", ""},
-		{"ed", "e"}, {"ed", ""}, {"ing", "e"}, {"ing", ""},
+		{"s", ""},
+		{"ies", "y"},
+		{"es", "e"},
+		{"es", ""},
+		{"ed", "e"},
+		{"ed", ""},
+		{"ing", "e"},
+		{"ing", ""},
 	},
 	Adjective: {
 		{"er", ""}, {"est", ""}, {"er", "e"}, {"est", "e"},
