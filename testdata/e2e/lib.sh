@@ -194,6 +194,10 @@ eq() { [ "$1" = "$2" ]; }
 # code N: the last run, ended or stop left with it.
 code() { [ "$RC" = "$1" ]; }
 
+# found ARGS...: grep -q at the end of a pipe; it reads on, so that what writes
+# does not fail.
+found() { grep "$@" >/dev/null; }
+
 # has FILE TEXT: in any case of letters.
 has() { grep -qiF -- "$2" "$WORK/$1"; }
 lacks() { ! grep -qF -- "$2" "$WORK/$1"; }
@@ -251,7 +255,7 @@ lab_down() {
 # offers HOME MODEL [ARGS...]: the client sees that model.
 offers() {
   as "$1" "$MINTAI" -mode client models "${@:3}"
-  "${PREFIX[@]}" timeout --foreground 20 "${CMD[@]}" </dev/null 2>/dev/null | grep -qF -- "$2"
+  "${PREFIX[@]}" timeout --foreground 20 "${CMD[@]}" </dev/null 2>/dev/null | found -F -- "$2"
 }
 
 # rss PID: its resident memory in MB.

@@ -30,12 +30,12 @@ prints_ports() {
   local port
   [ -n "$(ports "$COORDINATOR")" ] || return
   for port in $(ports "$COORDINATOR"); do
-    cat coordinator.out coordinator.err | grep -qE "[^0-9]$port([^0-9]|$)" || { echo "port $port is not printed" && return 1; }
+    cat coordinator.out coordinator.err | found -E "[^0-9]$port([^0-9]|$)" || { echo "port $port is not printed" && return 1; }
   done
 }
 check "it prints every port that the system sees" prints_ports
 check "/healthz answers on loopback" curl -fsS http://127.0.0.1:9464/healthz
-check "/metrics too, in Prometheus' form" eval 'curl -fsS http://127.0.0.1:9464/metrics | grep -q "^# TYPE "'
+check "/metrics too, in Prometheus' form" eval 'curl -fsS http://127.0.0.1:9464/metrics | found "^# TYPE "'
 SECRET=${LINK%%\?*} SECRET=${SECRET##*/}
 cp "$ROOT/config.example.toml" miner.toml
 start_miner "$HOME1" miner.toml
@@ -75,7 +75,7 @@ run help "${CMD[@]}"
 check "-help is a screen that shows the three commands" eval 'code 0 && cat help.out help.err >h && grep -q "mode coordinator" h && grep -q "mode miner" h && grep -q "client ask" h && [ "$(wc -l <h)" -le 40 ]'
 as "$HOME1" "$MINTAI" -version
 run version "${CMD[@]}"
-check "-version names the Go version" eval 'code 0 && cat version.out version.err | grep -q "go1\."'
+check "-version names the Go version" eval 'code 0 && cat version.out version.err | found "go1\."'
 
 ask outsider "$STRANGER" -join "$LINK" "What is a tunnel?"
 check "the built-in engine is not offered to others: exit 4" code 4
@@ -208,7 +208,7 @@ check "a stream that is cut ends with an error" eval '! curl -fsSN -H "Content-T
 check "and not as if it were complete" eval '! grep -q "^data: \[DONE\]" cut.sse'
 check "embeddings pass" eval 'curl -fsS -H "Content-Type: application/json" -d "{\"model\":\"test-embed\",\"input\":[\"a\",\"b\"]}" "$API/v1/embeddings" | jq -e ".data | length == 2"'
 
-check "the official SDK lists the models" eval '"$WORK/openaisdk" -url "$API/v1" -list | grep -qx test-small'
+check "the official SDK lists the models" eval '"$WORK/openaisdk" -url "$API/v1" -list | found -x test-small'
 check "and streams, byte-exact" eval '"$WORK/openaisdk" -url "$API/v1" -model test-small "$CANARY [tokens=60]" | cmp -s expected -'
 check "and learns that a stream was cut" eval '! "$WORK/openaisdk" -url "$API/v1" -model test-small "$CANARY [delay=5ms] [abort=6]"'
 
