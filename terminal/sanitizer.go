@@ -14,15 +14,19 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
 // Sanitizer is a writer that passes text on with every control character
 // replaced by something visible. A newline, a tab and a carriage return right
 // before a newline pass as they are. Characters split between two calls of
-// Write are put together again. It is not safe for concurrent use.
+// Write are put together again. Its methods may be called from several
+// goroutines; each call writes below at most once.
 type Sanitizer struct {
 	w io.Writer
+
+	mu sync.Mutex // guards what follows, and every write to w
 	// rest holds the bytes that the next call may complete: the beginning of
 	// a UTF-8 sequence, or a carriage return.
 	rest []byte
@@ -40,6 +44,8 @@ func (s *Sanitizer) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.rest) == 0 && harmless(p) {
 		return s.w.Write(p)
 	}
@@ -62,6 +68,8 @@ func (s *Sanitizer) Write(p []byte) (int, error) {
 // unfinished UTF-8 sequence as U+FFFD, a lone carriage return as ␍. Call it at
 // the end of the text.
 func (s *Sanitizer) Flush() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.rest) == 0 {
 		return nil
 	}

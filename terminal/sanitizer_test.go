@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"unicode/utf8"
 
@@ -112,6 +113,27 @@ func TestSanitizerAtOnce(t *testing.T) {
 		if b.String() != step.seen {
 			t.Fatalf("after %q: %q, want %q", step.in, b.String(), step.seen)
 		}
+	}
+}
+
+// TestSanitizerConcurrent is for the race detector: log lines come from many
+// goroutines.
+func TestSanitizerConcurrent(t *testing.T) {
+	var b bytes.Buffer
+	s := NewSanitizer(&b)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 100 {
+				if _, err := s.Write([]byte("line\x1b\n")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if want := strings.Repeat("line␛\n", 400); b.String() != want {
+		t.Error("lines were mixed")
 	}
 }
 
