@@ -18,9 +18,6 @@ import (
 )
 
 var (
-	// ErrPeerBusy is returned by Open while another session with the same peer
-	// is open on the socket.
-	ErrPeerBusy = errors.New("ice: a session with this peer is open")
 	// ErrTooManySessions is returned by Open when the socket has maxSessions.
 	ErrTooManySessions = errors.New("ice: too many sessions are open")
 	// ErrTooManyCandidates is returned by AddRemote beyond MaxRemote.
@@ -56,9 +53,6 @@ type SessionConfig struct {
 	// Candidates are the peer's known so far, at most MaxRemote. Those that
 	// cannot be used are skipped.
 	Candidates []Candidate
-	// Replace closes an older session with the same peer instead of failing
-	// with ErrPeerBusy.
-	Replace bool
 }
 
 // Reached is an address of the peer that works, at least from there to here.
@@ -125,30 +119,21 @@ func (s *Socket) Open(cfg SessionConfig) (*Session, error) {
 	return x, nil
 }
 
-// adopt enters the session into the socket's tables.
+// adopt enters the session into the socket's tables. Several sessions may look
+// for the same peer: checks are told apart by their user names, and one key may
+// be in use by several processes of one user.
 func (s *Socket) adopt(x *Session) error {
-	for {
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			return ErrClosed
-		}
-		old := s.sessions[x.cfg.Peer]
-		if old == nil && len(s.sessions) >= maxSessions {
-			s.mu.Unlock()
-			return ErrTooManySessions
-		}
-		if old == nil {
-			s.sessions[x.cfg.Peer] = x
-			s.mu.Unlock()
-			break
-		}
+	s.mu.Lock()
+	switch {
+	case s.closed:
 		s.mu.Unlock()
-		if !x.cfg.Replace {
-			return fmt.Errorf("%w: %s", ErrPeerBusy, x.cfg.Peer.Short())
-		}
-		_ = old.Close()
+		return ErrClosed
+	case len(s.sessions) >= maxSessions:
+		s.mu.Unlock()
+		return ErrTooManySessions
 	}
+	s.sessions[x] = struct{}{}
+	s.mu.Unlock()
 	if !s.demux.register(x.cfg.Local.Ufrag, x.conns) {
 		s.forget(x)
 		return fmt.Errorf("ice: %w: the name is in use", ErrBadCredentials)
@@ -159,9 +144,7 @@ func (s *Socket) adopt(x *Session) error {
 func (s *Socket) forget(x *Session) {
 	s.demux.unregister(x.cfg.Local.Ufrag, x.conns)
 	s.mu.Lock()
-	if s.sessions[x.cfg.Peer] == x {
-		delete(s.sessions, x.cfg.Peer)
-	}
+	delete(s.sessions, x)
 	s.mu.Unlock()
 }
 

@@ -247,8 +247,8 @@ func TestICESelectsAPair(t *testing.T) {
 func TestSessionsAreBounded(t *testing.T) {
 	p := newParty(t, SocketConfig{Loopback: true})
 	p.socket.mu.Lock()
-	for i := range maxSessions {
-		p.socket.sessions[identity.NodeID{byte(i), byte(i >> 8), 1}] = nil
+	for range maxSessions {
+		p.socket.sessions[new(Session)] = struct{}{}
 	}
 	p.socket.mu.Unlock()
 	if _, err := p.socket.Open(SessionConfig{Local: p.creds, Remote: NewCredentials()}); !errors.Is(err, ErrTooManySessions) {
@@ -350,34 +350,40 @@ func TestSessionsOpenAndCloseRepeatedly(t *testing.T) {
 	}
 }
 
-func TestOneSessionAPeer(t *testing.T) {
-	client, miner := newParty(t, SocketConfig{}), newParty(t, SocketConfig{})
-	first := open(t, client, miner, true)
-	cfg := SessionConfig{Peer: miner.key.ID(), Controlling: true, Local: NewCredentials(), Remote: miner.creds}
-	if _, err := client.socket.Open(cfg); !errors.Is(err, ErrPeerBusy) {
-		t.Errorf("a second session: %v", err)
-	}
-	cfg.Replace = true
-	second, err := client.socket.Open(cfg)
+// Two processes of one user have one key: their sessions with a miner must not
+// disturb each other.
+func TestSessionsWithOnePeer(t *testing.T) {
+	key, err := identity.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := <-first.Addrs(); ok {
-		t.Error("the first session goes on")
+	miner := newParty(t, SocketConfig{Loopback: true})
+	for range 3 {
+		client := newParty(t, SocketConfig{Loopback: true})
+		client.key = key
+		at := party{key: miner.key, creds: NewCredentials(), socket: miner.socket}
+		c := open(t, client, &at, true, loopback(miner.socket))
+		m := open(t, &at, client, false, loopback(client.socket))
+		if got := await(t, c.Addrs()); got.Addr != loopback(miner.socket).Addr {
+			t.Errorf("the client reached %v", got.Addr)
+		}
+		if got := await(t, m.Addrs()); got.Addr != loopback(client.socket).Addr {
+			t.Errorf("the miner reached %v", got.Addr)
+		}
 	}
-	if err := second.Close(); err != nil {
-		t.Error(err)
+	if n := miner.socket.Stats().Sessions; n != 3 {
+		t.Errorf("%d sessions are open, not 3", n)
 	}
-	cfg.Replace = false
-	third, err := client.socket.Open(cfg)
-	if err != nil {
-		t.Fatalf("after both were closed: %v", err)
-	}
-	cfg.Peer = identity.NodeID{9}
+}
+
+func TestCredentialsServeOneSession(t *testing.T) {
+	client, miner := newParty(t, SocketConfig{}), newParty(t, SocketConfig{})
+	first := open(t, client, miner, true)
+	cfg := SessionConfig{Peer: identity.NodeID{9}, Controlling: true, Local: client.creds, Remote: miner.creds}
 	if _, err := client.socket.Open(cfg); !errors.Is(err, ErrBadCredentials) {
-		t.Errorf("the same credentials for another peer: %v", err)
+		t.Errorf("the same credentials for another session: %v", err)
 	}
-	if err := third.Close(); err != nil {
+	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
 }

@@ -27,7 +27,6 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/rs/zerolog"
 
-	"mintai/identity"
 )
 
 // ErrClosed is returned by everything that is used after its Close.
@@ -64,7 +63,7 @@ type Socket struct {
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
-	sessions map[identity.NodeID]*Session
+	sessions map[*Session]struct{}
 }
 
 // Listen opens the socket and starts the goroutine that reads STUN from it.
@@ -88,7 +87,7 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 		transport: &quic.Transport{Conn: conn}, // asks for socket buffers of 7 MB
 		net:       pionNet,
 		stop:      stop,
-		sessions:  make(map[identity.NodeID]*Session),
+		sessions:  make(map[*Session]struct{}),
 
 		nominateAfter: nominateAfter,
 	}
@@ -158,7 +157,7 @@ func (s *Socket) Close() error {
 	}
 	s.closed = true
 	sessions := make([]*Session, 0, len(s.sessions))
-	for _, x := range s.sessions {
+	for x := range s.sessions {
 		sessions = append(sessions, x)
 	}
 	s.mu.Unlock()

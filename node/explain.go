@@ -130,28 +130,15 @@ func explainNoMatch(n *signal.NoMatchError) *Error {
 	if e.Message == "" {
 		e.Message = "no miner can take the request"
 	}
-	var parts []string
-	for _, f := range m.GetFilters() {
-		if f.GetRemoved() > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", f.GetRemoved(), f.GetReason()))
-		}
-	}
-	if len(parts) > 0 && m.GetCode() != signalpb.NoMatchCode_NO_MATCH_NO_SERVER {
-		e.Message += ": " + strings.Join(parts, "; ")
-	}
 	switch m.GetCode() {
-	case signalpb.NoMatchCode_NO_MATCH_NO_MINER:
-		e.Hint = "start one: mintai -mode miner -config miner.toml"
+	case signalpb.NoMatchCode_NO_MATCH_NO_MINER, signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED:
+		// the coordinator's sentence says what to do
 	case signalpb.NoMatchCode_NO_MATCH_NO_SERVER:
 		e.Code, e.Hint = "no_server", "start Ollama on it, or name its server in a [[miner.backend]]"
 	case signalpb.NoMatchCode_NO_MATCH_BUSY:
-		e.Code, e.Hint = "busy", "try again in a moment"
+		e.Code = "busy"
 	case signalpb.NoMatchCode_NO_MATCH_BAD_REQUEST:
 		e.Exit, e.Code = ExitUsage, "bad_request"
-	case signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED:
-		if offered := m.GetOffered(); len(offered) > 0 {
-			e.Hint = "offered: " + strings.Join(offered, ", ")
-		}
 	}
 	return e
 }

@@ -493,14 +493,11 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	checks, err := m.socket.Open(ice.SessionConfig{
 		ID: id, Peer: client, Local: local, Remote: remote, Candidates: readCandidates(o.GetCandidates()),
 	})
-	switch {
-	case err == nil:
-		s.checks = checks
-	case errors.Is(err, ice.ErrPeerBusy): // an earlier session with it is looking for the same path
-	default:
+	if err != nil {
 		m.log.Warn().Err(err).Str("session", id.Short()).Msg("checks could not start")
 		return "no path"
 	}
+	s.checks = checks
 	m.sessions[id] = s
 	m.granted[client]++
 	return ""
