@@ -34,6 +34,7 @@ type client struct {
 	socket     *ice.Socket
 	sig        *signal.Node
 	connector  *connector
+	hello      []*signalpb.Candidate // of the socket
 	deadlines  Deadlines
 	name       string
 	log        zerolog.Logger
@@ -109,14 +110,14 @@ func newClient(cfg clientConfig) (*client, error) {
 		sessions: map[identity.SessionID]*session{}, warm: map[warmKey][]*session{},
 		links: map[identity.NodeID]*link{}, dialing: map[identity.NodeID]*pendingLink{},
 	}
-	candidates := writeCandidates(socket.HostCandidates())
+	c.hello = writeCandidates(socket.HostCandidates())
 	c.sig, err = signal.NewNode(signal.NodeConfig{
 		Key: cfg.Key, Transport: socket.Transport(),
 		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
 		Trust:      cfg.Membership.trust(cfg.Pins, cfg.Notice),
 		TicketFile: cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, candidates)
+			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, c.hello)
 		},
 		Handler: (*clientHandler)(c), Deadlines: signal.Deadlines{Match: cfg.Deadlines.Match}, Log: cfg.Log,
 	})

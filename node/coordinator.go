@@ -52,6 +52,15 @@ type coordinatorConfig struct {
 	Deadlines  CoordinatorDeadlines
 	Log        zerolog.Logger
 	Metrics    *coordinatorMetrics
+
+	hooks coordinatorHooks
+}
+
+// coordinatorHooks let tests see what reaches a coordinator. Nil: nobody looks.
+type coordinatorHooks struct {
+	conn    func(net.PacketConn) net.PacketConn             // around the signaling socket
+	handler func(signal.ServerHandler) signal.ServerHandler // around the coordinator
+	relay   func([]byte)                                    // each datagram that the relay receives
 }
 
 // turnSettings says which relay the coordinator lends.
@@ -122,6 +131,9 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 		return nil, err
 	}
 	c.quic = &quic.Transport{Conn: c.conn, StatelessResetKey: signal.ResetKey(cfg.Key)}
+	if cfg.hooks.conn != nil {
+		c.quic.Conn = cfg.hooks.conn(c.conn)
+	}
 	if c.ledger, err = openLedger(cfg.Reputation, cfg.Log); err != nil {
 		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Hint: "is another coordinator running with the same -state?", Err: err}
 	}
@@ -131,8 +143,12 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 			return nil, err
 		}
 	}
+	handler := signal.ServerHandler(c)
+	if cfg.hooks.handler != nil {
+		handler = cfg.hooks.handler(c)
+	}
 	c.server, err = signal.NewServer(signal.ServerConfig{
-		Key: cfg.Key, Conn: c.quic, Admit: c.admit, Handler: c, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
+		Key: cfg.Key, Conn: c.quic, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
 	})
 	return c, err
 }
@@ -180,6 +196,7 @@ func (c *coordinator) startTURN() error {
 	}
 	c.turn, err = ice.StartTURN(ice.TURNConfig{
 		Listen: addrs, RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
+		Tap: c.cfg.hooks.relay,
 	})
 	if err != nil {
 		return &Error{
