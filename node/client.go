@@ -268,7 +268,8 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 		}
 		c.remember(s, n)
 		tr.match(s)
-		tr.stage("connecting " + s.minerName + "…")
+		s.stage = tr.stage
+		s.stage("connecting " + s.minerName + " (direct)…")
 		pending := c.linkTo(s)
 		select {
 		case <-pending.done:

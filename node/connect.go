@@ -257,6 +257,9 @@ func (r *race) openRelay(ctx context.Context) {
 		return
 	}
 	r.relayWanted = true
+	if r.s.stage != nil {
+		r.s.stage("connecting " + r.s.minerName + " (relay)…")
+	}
 	r.wg.Add(1)
 	go r.allocate(ctx)
 }
@@ -264,6 +267,9 @@ func (r *race) openRelay(ctx context.Context) {
 func (r *race) allocate(ctx context.Context) {
 	defer r.wg.Done()
 	cfg := *r.s.relay
+	if len(r.s.candidates) > 0 {
+		cfg.Peer = r.s.candidates[0].Addr.Addr() // where the coordinator sees the miner
+	}
 	var last error
 	for _, server := range r.relayServers() {
 		cfg.Server = server

@@ -100,18 +100,25 @@ func mintICE() (forClient, forMiner *signalpb.ICE) {
 		&signalpb.ICE{LocalUfrag: b.Ufrag, LocalPwd: b.Pwd, RemoteUfrag: a.Ufrag, RemotePwd: a.Pwd}
 }
 
+// maxCandidates bounds what one peer is told of another.
+const maxCandidates = 8
+
 // withObserved adds where the coordinator sees the peer: its server-reflexive
-// candidate, because signaling and tunnels share one socket.
+// candidate, because signaling and tunnels share one socket. Loopback means
+// another machine at the other end, so only an observed one is passed on.
 func withObserved(candidates []*signalpb.Candidate, p *signal.Peer) []*signalpb.Candidate {
 	observed := p.Observed()
 	out := make([]*signalpb.Candidate, 0, len(candidates)+1)
 	kind := signalpb.CandidateKind_CANDIDATE_SRFLX
 	for _, candidate := range candidates {
-		if addr, ok := readAddress(candidate.GetAddress()); ok && addr == observed {
-			kind = signalpb.CandidateKind_CANDIDATE_HOST
-			continue // it goes first, below
+		addr, ok := readAddress(candidate.GetAddress())
+		switch {
+		case !ok, addr.Addr().IsLoopback(), len(out) == maxCandidates-1:
+		case addr == observed:
+			kind = signalpb.CandidateKind_CANDIDATE_HOST // it goes first, below
+		default:
+			out = append(out, candidate)
 		}
-		out = append(out, candidate)
 	}
 	if observed.Addr().IsLoopback() {
 		kind = signalpb.CandidateKind_CANDIDATE_HOST

@@ -25,7 +25,7 @@ func newLogger(w *os.File, level, fallback string) (zerolog.Logger, error) {
 	}
 	var out io.Writer = w
 	if terminal.IsTerminal(w) {
-		out = zerolog.ConsoleWriter{Out: terminal.NewSanitizer(w), TimeFormat: time.TimeOnly}
+		out = zerolog.ConsoleWriter{Out: terminal.NewSanitizer(w), TimeFormat: time.TimeOnly, NoColor: true}
 	}
 	return zerolog.New(out).Level(parsed).With().Timestamp().Logger(), nil
 }

@@ -30,6 +30,7 @@ type session struct {
 	localICE, remoteICE ice.Credentials
 	candidates          []ice.Candidate
 	trickled            chan ice.Candidate
+	stage               func(string) // tells whoever waits; set before the connect, may be nil
 	headStart           time.Duration
 
 	relay     *ice.RelayConfig // nil: no relay to be had
