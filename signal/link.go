@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,8 @@ type link struct {
 	stream      *quic.Stream
 	out         *outbox
 	coordinator identity.NodeID
-	complete    bool // guarded by Node.mu: the handshake is over, everything may be sent
+	role        signalpb.Role // of this node, as the Hello said
+	complete    bool          // guarded by Node.mu: the handshake is over, everything may be sent
 	reason      atomic.Pointer[CloseError]
 }
 
@@ -70,7 +72,7 @@ func resolve(ctx context.Context, addrs []string) ([]target, error) {
 		}
 	}
 	if len(targets) == 0 {
-		return nil, errors.Join(errs...)
+		return nil, &dialError{errs}
 	}
 	return targets, nil
 }
@@ -128,7 +130,7 @@ func (n *Node) dial(ctx context.Context) (*link, error) {
 			ended++
 			switch {
 			case r.err != nil:
-				errs = append(errs, fmt.Errorf("%s: %w", r.target.remote, r.err))
+				errs = append(errs, fmt.Errorf("%s: %w", r.target.remote, plain(r.err)))
 			case won == nil:
 				won = r.link
 				n.mu.Lock()
@@ -149,9 +151,32 @@ func (n *Node) dial(ctx context.Context) (*link, error) {
 	}
 	wg.Wait()
 	if won == nil {
-		return nil, errors.Join(errs...)
+		return nil, &dialError{errs}
 	}
 	return won, nil
+}
+
+// dialError holds why each address failed. Unlike errors.Join it takes one line.
+type dialError struct{ errs []error }
+
+func (e *dialError) Error() string {
+	lines := make([]string, len(e.errs))
+	for i, err := range e.errs {
+		lines[i] = err.Error()
+	}
+	return strings.Join(lines, "; ")
+}
+
+func (e *dialError) Unwrap() []error { return e.errs }
+
+// plain replaces the many ways in which silence is reported by one.
+func plain(err error) error {
+	var idle *quic.IdleTimeoutError
+	var handshake *quic.HandshakeTimeoutError
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &idle) || errors.As(err, &handshake) {
+		return errNoAnswer
+	}
+	return err
 }
 
 // order moves the preferred address to the front.
@@ -292,6 +317,7 @@ func (n *Node) greet(l *link, complete bool) error {
 	l.stream = stream
 	l.out = newOutbox(stream, func(err error) { l.abort(CloseDone, err) })
 	hello := n.cfg.Hello(l.coordinator)
+	l.role = hello.GetRole()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l.complete = complete
@@ -375,7 +401,7 @@ func (n *Node) leave(ctx context.Context, l *link, ended <-chan struct{}) {
 		return
 	case <-ctx.Done():
 	}
-	if n.cfg.Hello(l.coordinator).GetRole() == signalpb.Role_ROLE_MINER &&
+	if l.role == signalpb.Role_ROLE_MINER &&
 		l.out.send(&signalpb.Envelope{Message: &signalpb.Envelope_Goodbye{Goodbye: &signalpb.Goodbye{Reason: "stopping"}}}) == nil {
 		timer := time.NewTimer(linger)
 		select {

@@ -89,9 +89,13 @@ func (c counted) Message(_ *Peer, env *signalpb.Envelope) {
 }
 
 func TestMemoryOfIdleMiners(t *testing.T) {
-	perMiner := measureIdle(t, idleMiners)
+	miners := idleMiners
+	if raceEnabled { // slow, and the figure means nothing
+		miners = 100
+	}
+	perMiner := measureIdle(t, miners)
 	t.Logf("%d bytes an idle miner", perMiner)
-	if !raceEnabled && perMiner > maxIdleMemory { // the race detector multiplies memory
+	if !raceEnabled && perMiner > maxIdleMemory {
 		t.Errorf("an idle miner costs %d bytes, more than %d", perMiner, maxIdleMemory)
 	}
 }

@@ -30,6 +30,7 @@ type outbox struct {
 	queue   [][]byte
 	writing bool
 	closed  bool
+	until   time.Time // of the last write, once finishing
 	wg      sync.WaitGroup
 }
 
@@ -75,7 +76,6 @@ func (o *outbox) write() {
 		if batch == nil {
 			return
 		}
-		_ = o.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if _, err := o.stream.Write(batch); err != nil {
 			o.mu.Lock()
 			first := !o.closed
@@ -89,10 +89,16 @@ func (o *outbox) write() {
 	}
 }
 
-// take joins what waits. When nothing does, it marks the writer as gone.
+// take joins what waits and sets the time limit for writing it. When nothing
+// waits, it marks the writer as gone.
 func (o *outbox) take() []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	until := o.until
+	if until.IsZero() {
+		until = time.Now().Add(writeTimeout)
+	}
+	_ = o.stream.SetWriteDeadline(until)
 	switch len(o.queue) {
 	case 0:
 		o.writing, o.queue = false, nil // the slice is given back too
@@ -115,15 +121,20 @@ func (o *outbox) take() []byte {
 	return batch
 }
 
-// finish takes no further messages, waits for the writer and ends the stream's
-// sending half, so that everything queued reaches the other end.
-func (o *outbox) finish() {
-	o.shut()
+// finish takes no further messages, gives the writer so much time for what is
+// queued, and ends the stream's sending half.
+func (o *outbox) finish(within time.Duration) {
+	o.mu.Lock()
+	o.closed = true
+	o.until = time.Now().Add(within)
+	_ = o.stream.SetWriteDeadline(o.until)
+	o.mu.Unlock()
+	o.wg.Wait()
 	_ = o.stream.Close()
 }
 
-// shut takes no further messages and waits for the writer. A broken connection
-// or the write timeout ends the wait.
+// shut takes no further messages and waits for the writer; the connection must
+// have been closed.
 func (o *outbox) shut() {
 	o.mu.Lock()
 	o.closed = true

@@ -48,6 +48,7 @@ type Peer struct {
 	admittedAs string
 	principal  string
 	since      time.Time
+	used0RTT   bool
 
 	closing atomic.Pointer[CloseError] // the first reason to end, when this end has one
 
@@ -220,7 +221,9 @@ func (p *Peer) greet(ctx context.Context) error {
 		p.server.counters.outOfOrder.Add(1)
 		return &CloseError{Code: CloseBadMessage, Message: "the first message is not a Hello"}
 	}
-	cs := p.conn.ConnectionState().TLS
+	state := p.conn.ConnectionState()
+	cs := state.TLS
+	p.used0RTT = state.Used0RTT
 	if !cs.DidResume { // the certificate came with the handshake: let it finish
 		if err := p.awaitHandshake(ctx); err != nil {
 			return err
@@ -364,13 +367,19 @@ func (p *Peer) dispatch(ctx context.Context, env *signalpb.Envelope) error {
 
 // early decides whether a request may be handled before the handshake ends: it
 // must be the first time that it is seen. Otherwise a complete handshake has to
-// show that it is no replay.
+// show that it is no replay. Every request of a connection that used 0-RTT is
+// noted, also when it is handled after the handshake: its packets may have been
+// early all the same, and could be sent again later.
 func (p *Peer) early(k nonceKey) bool {
+	if !p.used0RTT {
+		return false
+	}
+	fresh := p.server.early.first(k, time.Now())
 	if !p.Early() {
 		return false
 	}
 	c := &p.server.counters
-	if p.server.replies.known(k) || !p.server.early.first(k, time.Now()) {
+	if !fresh || p.server.replies.known(k) {
 		c.replayed.Add(1)
 		return false
 	}
@@ -397,7 +406,9 @@ func (p *Peer) leave(err error) {
 	p.calls.Lock()
 	defer p.calls.Unlock()
 	p.server.replies.left(p, p.nonces)
-	if p.joined {
+	if !p.joined {
+		p.server.waiting.Add(-1)
+	} else {
 		p.server.exit(p)
 		p.server.cfg.Handler.Left(p, err)
 	}

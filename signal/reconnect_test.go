@@ -55,7 +55,7 @@ func TestMatchSurvivesAKilledCoordinator(t *testing.T) {
 	rec.next(t, "connected")
 	port := portOf(c)
 	c.rec.next(t, "joined")
-	c.stopKilled(t)
+	c.kill()
 	startCoordinator(t, key, port, grants)
 	start := time.Now()
 	if _, err := n.Match(patient(t), &signalpb.MatchRequest{}); err != nil {
@@ -75,7 +75,7 @@ func TestMatchOnADeadConnection(t *testing.T) {
 	rec.next(t, "connected")
 	port := portOf(c)
 	c.rec.next(t, "joined")
-	c.stopKilled(t)
+	c.kill()
 	other := startCoordinator(t, newKey(t), port, nil) // has another reset key
 	matched := make(chan error, 1)
 	go func() {
@@ -89,12 +89,6 @@ func TestMatchOnADeadConnection(t *testing.T) {
 	if other.Len() != 0 {
 		t.Error("a node joined a coordinator that it did not ask for")
 	}
-}
-
-// stopKilled kills and waits.
-func (c *coordinator) stopKilled(t *testing.T) {
-	t.Helper()
-	c.kill()
 }
 
 func TestWrongCoordinatorFailsAtOnce(t *testing.T) {

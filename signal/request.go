@@ -33,7 +33,7 @@ type UnreachableError struct {
 
 // Error names the address and the failure.
 func (e *UnreachableError) Error() string {
-	s := "no answer from the coordinator"
+	s := "cannot reach the coordinator"
 	if len(e.Addrs) > 0 {
 		s += " at " + e.Addrs[0]
 	}

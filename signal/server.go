@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -73,6 +74,7 @@ type Server struct {
 	replies  *replies
 	gate     *gate
 	counters counters
+	waiting  atomic.Int64 // connections that have not joined
 
 	mu    sync.Mutex                  // guards all below
 	nodes map[identity.NodeID][]*Peer // joined, oldest first
@@ -190,8 +192,16 @@ func (s *Server) shutdown() {
 // peer is idle its stack is small: what is needed only at the start and at the
 // end stands in functions of its own.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
+	if s.waiting.Add(1) > int64(s.cfg.Limits.MaxWaiting) {
+		s.counters.rateLimited.Add(1)
+		_ = conn.CloseWithError(quic.ApplicationErrorCode(CloseTooMany), "the coordinator is full")
+		s.waiting.Add(-1)
+		return
+	}
 	if p := s.begin(ctx, conn); p != nil {
 		s.finish(p, p.serve(ctx))
+	} else {
+		s.waiting.Add(-1)
 	}
 }
 
@@ -251,7 +261,8 @@ func (s *Server) isDown() bool {
 	return s.down
 }
 
-// admitOpen counts a connection that is not yet a peer.
+// admitOpen makes a connection known to shutdown, and refuses it when there is
+// no room.
 func (s *Server) admitOpen(p *Peer) *CloseError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,7 +270,7 @@ func (s *Server) admitOpen(p *Peer) *CloseError {
 	switch {
 	case s.down:
 		return &CloseError{Code: CloseShuttingDown, Message: "the coordinator shuts down"}
-	case s.count >= s.cfg.Limits.MaxNodes, len(s.open)-s.count > s.cfg.Limits.MaxWaiting:
+	case s.count >= s.cfg.Limits.MaxNodes:
 		s.counters.rateLimited.Add(1)
 		return &CloseError{Code: CloseTooMany, Message: "the coordinator is full"}
 	}
@@ -280,8 +291,7 @@ func (p *Peer) hangUp(err error) {
 		_ = p.out.send(&signalpb.Envelope{Message: &signalpb.Envelope_Refused{Refused: &signalpb.Refused{
 			Code: code, Message: message, RetryAfterMs: retryAfter(reason.Code).Milliseconds(),
 		}}})
-		_ = p.stream.SetWriteDeadline(time.Now().Add(linger))
-		p.out.finish()
+		p.out.finish(linger)
 		timer := time.NewTimer(linger)
 		select {
 		case <-p.conn.Context().Done(): // a node that reads the reason hangs up
@@ -341,6 +351,7 @@ func (s *Server) enter(p *Peer) {
 		old.Close(CloseReplaced, "the same key connected again")
 		<-old.done // bounded by linger and the write timeout
 	}
+	s.waiting.Add(-1)
 	s.counters.joined.Add(1)
 }
 

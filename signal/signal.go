@@ -35,7 +35,7 @@ const (
 	idleTimeout      = 30 * time.Second // without any packet: the other end is gone
 	writeTimeout     = 10 * time.Second // for one batch of messages
 	keepAlive        = 15 * time.Second // by the node, whose NAT mapping it also holds
-	linger           = 500 * time.Millisecond
+	linger           = 250 * time.Millisecond
 )
 
 // NodeID is 32 bytes and a nonce or session 16 in every message.
