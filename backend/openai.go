@@ -137,22 +137,21 @@ func (s *server) identify(ctx context.Context, list openAIList) {
 	if s.kind != TypeOpenAI {
 		return
 	}
+	if len(*list.Data) == 0 {
+		return
+	}
 	kind := TypeOpenAI
-	for _, m := range *list.Data {
-		switch {
-		case m.OwnedBy == "llamacpp":
-			kind = kindLlamaCpp
-		case m.OwnedBy == "vllm":
-			kind = kindVLLM
-		case m.OwnedBy == "organization_owner" || m.OwnedBy == "organization-owner": // LM Studio's constant
-			if got, err := s.ask(ctx, http.MethodGet, "/api/v0/models", nil); err == nil && got.status == http.StatusOK {
-				var cards lmStudioList
-				if json.Unmarshal(got.body, &cards) == nil && len(cards.Data) > 0 {
-					kind = kindLMStudio
-				}
-			}
+	switch (*list.Data)[0].OwnedBy {
+	case "llamacpp":
+		kind = kindLlamaCpp
+	case "vllm":
+		kind = kindVLLM
+	case "organization_owner", "organization-owner": // LM Studio's constant
+		got, err := s.ask(ctx, http.MethodGet, "/api/v0/models", nil)
+		var cards lmStudioList
+		if err == nil && got.status == http.StatusOK && json.Unmarshal(got.body, &cards) == nil && len(cards.Data) > 0 {
+			kind = kindLMStudio
 		}
-		break
 	}
 	if kind != s.kind {
 		s.kind = kind
