@@ -276,8 +276,10 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 			if pending.err != nil {
 				c.forget(s)
 				c.endSession(s.id, "no path")
+				return s, nil, pending.err
 			}
-			return s, pending.link, pending.err
+			c.report(s, signalpb.TunnelState_TUNNEL_UP, pending.link)
+			return s, pending.link, nil
 		case update := <-matching.Updates(): // the miner declined
 			c.forget(s)
 			if update.Err != nil {
@@ -346,7 +348,6 @@ func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
 		return
 	}
 	c.metrics.tunnelUp(l.Path(), time.Since(started))
-	c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
 	c.watch(s, l)
 }
 

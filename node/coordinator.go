@@ -28,6 +28,12 @@ const (
 	sweepEvery = 100 * time.Millisecond
 	// setupLimit is by when a granted session's request has reached its miner.
 	setupLimit = 15 * time.Second
+	// goodbyeGrace is how long the sessions of a client that said goodbye last:
+	// until the miner's accounts of its requests are here.
+	goodbyeGrace = 10 * time.Second
+	// lostGrace is how long those of a client that vanished last. Its tunnels
+	// may be well, and it may come back.
+	lostGrace = 15 * time.Minute
 	// maxSessionsPerClient bounds what one connection can hold.
 	maxSessionsPerClient = 256
 )
@@ -89,7 +95,7 @@ type coordinator struct {
 	mu       sync.Mutex
 	miners   map[identity.NodeID]*minerEntry
 	sessions map[identity.SessionID]*coordinatorSession
-	clients  map[*signal.Peer]int // live sessions of each client connection
+	clients  map[*signal.Peer]int // live sessions of each connected client
 }
 
 // minerEntry is a connected miner as its newest lease says.
@@ -103,17 +109,21 @@ type minerEntry struct {
 //
 //	offered → taken → established → ended
 //	   └→ declined or not taken in time: the next miner, or NoMatch
+//
+// It belongs to two nodes, not to two connections: either may reconnect.
 type coordinatorSession struct {
 	id        identity.SessionID
-	client    *signal.Peer
-	miner     *signal.Peer
+	clientID  identity.NodeID
 	minerID   identity.NodeID
+	client    *signal.Peer // the client's connection that last spoke of the session
+	principal string       // who is accountable for the client
 	model     match.Model
 	request   *signalpb.MatchRequest
 	exclude   []identity.NodeID
 	attempt   uint32
 	offerEnds time.Time // zero: taken
 	expires   time.Time
+	orphaned  time.Time // when the session ends because its client left; zero: it is here
 }
 
 func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
@@ -340,22 +350,26 @@ func (c *coordinator) Joined(p *signal.Peer) {
 func (c *coordinator) Left(p *signal.Peer, err error) {
 	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).AnErr("cause", err).Msg("left")
 	c.cfg.Metrics.left(p.Role())
+	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m := c.miners[p.Node()]; m != nil && m.peer == p {
 		delete(c.miners, p.Node())
 		c.board.Remove(p.Node())
 		for _, s := range c.sessions {
-			if s.miner == p && !s.offerEnds.IsZero() {
-				s.offerEnds = time.Now() // it will never take it: the next sweep asks another
+			if s.minerID == p.Node() && !s.offerEnds.IsZero() {
+				s.offerEnds = now // it will never take it: the next sweep asks another
 			}
 		}
 	}
+	grace := lostGrace
+	if err == nil {
+		grace = goodbyeGrace
+	}
 	if c.clients[p] > 0 {
-		for id, s := range c.sessions {
+		for _, s := range c.sessions {
 			if s.client == p {
-				s.offerEnds = time.Time{}
-				c.board.End(id) // what it carries shows in the miner's lease
+				s.offerEnds, s.orphaned = time.Time{}, now.Add(grace)
 			}
 		}
 	}
@@ -411,17 +425,45 @@ func (c *coordinator) lease(p *signal.Peer, l *signalpb.Lease, now time.Time) {
 	}})
 }
 
-// session returns the session if p is one of its two ends.
+// sessionLocked returns the session if p's node is one of its two ends.
 func (c *coordinator) sessionLocked(p *signal.Peer, raw []byte) *coordinatorSession {
 	id, err := identity.SessionIDFromBytes(raw)
 	if err != nil {
 		return nil
 	}
 	s := c.sessions[id]
-	if s == nil || (s.client != p && s.miner != p) {
+	switch {
+	case s == nil:
 		return nil
+	case p.Role() == signalpb.Role_ROLE_MINER && s.minerID == p.Node():
+		return s
+	case p.Role() == signalpb.Role_ROLE_CLIENT && s.clientID == p.Node():
+		if s.client != p { // it has reconnected
+			c.countLocked(s.client, -1)
+			c.countLocked(p, 1)
+			s.client = p
+		}
+		s.orphaned = time.Time{}
+		return s
 	}
-	return s
+	return nil
+}
+
+// countLocked adds to the live sessions of a client's connection.
+func (c *coordinator) countLocked(p *signal.Peer, n int) {
+	if n += c.clients[p]; n > 0 {
+		c.clients[p] = n
+	} else {
+		delete(c.clients, p)
+	}
+}
+
+// tellMiner sends to the session's miner, if it is connected.
+func (c *coordinator) tellMiner(s *coordinatorSession, env *signalpb.Envelope) bool {
+	c.mu.Lock()
+	m := c.miners[s.minerID]
+	c.mu.Unlock()
+	return m != nil && m.peer.Send(env) == nil
 }
 
 // relayCandidates passes trickled candidates to the session's other end.
@@ -432,11 +474,12 @@ func (c *coordinator) relayCandidates(p *signal.Peer, m *signalpb.Candidates) {
 	if s == nil {
 		return
 	}
-	other := s.miner
-	if p == s.miner {
-		other = s.client
+	env := &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}
+	if p.Role() == signalpb.Role_ROLE_MINER {
+		_ = s.client.Send(env)
+	} else {
+		c.tellMiner(s, env)
 	}
-	_ = other.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}})
 }
 
 // tunnelStatus watches the health of a connection.
@@ -444,7 +487,7 @@ func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
 	c.mu.Lock()
 	s := c.sessionLocked(p, m.GetSession())
 	c.mu.Unlock()
-	if s == nil || p != s.client {
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
 		return
 	}
 	if m.GetState() == signalpb.TunnelState_TUNNEL_UP {
@@ -459,7 +502,7 @@ func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
 func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
 	c.mu.Lock()
 	s := c.sessionLocked(p, raw)
-	if s == nil || p != s.client {
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
 		c.mu.Unlock()
 		return
 	}
@@ -468,31 +511,33 @@ func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
 	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
 		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli()},
 	}}
-	if s.miner.Send(env) == nil {
-		_ = s.client.Send(env)
+	if c.tellMiner(s, env) {
+		_ = p.Send(env)
 	}
 }
 
 func (c *coordinator) sessionEnd(p *signal.Peer, m *signalpb.SessionEnd) {
 	c.mu.Lock()
 	s := c.sessionLocked(p, m.GetSession())
-	if s == nil || p != s.client {
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
 		c.mu.Unlock()
 		return
 	}
 	c.endLocked(s)
 	c.mu.Unlock()
-	_ = s.miner.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{SessionEnd: m}})
+	c.tellMiner(s, sessionEndMessage(s.id, m.GetReason()))
+}
+
+func sessionEndMessage(id identity.SessionID, reason string) *signalpb.Envelope {
+	return &signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
+		SessionEnd: &signalpb.SessionEnd{Session: id[:], Reason: reason},
+	}}
 }
 
 // endLocked forgets the session and what was lent to it.
 func (c *coordinator) endLocked(s *coordinatorSession) {
 	delete(c.sessions, s.id)
-	if n := c.clients[s.client]; n > 1 {
-		c.clients[s.client] = n - 1
-	} else {
-		delete(c.clients, s.client)
-	}
+	c.countLocked(s.client, -1)
 	c.board.End(s.id)
 	if c.turn != nil {
 		c.turn.Revoke(s.id)
@@ -515,16 +560,20 @@ func (c *coordinator) sweepLoop(ctx context.Context) {
 
 func (c *coordinator) sweep(now time.Time) {
 	c.mu.Lock()
-	var late []*coordinatorSession
+	var late, over []*coordinatorSession
 	for _, s := range c.sessions {
 		switch {
-		case !s.expires.After(now):
+		case !s.expires.After(now), !s.orphaned.IsZero() && !s.orphaned.After(now):
 			c.endLocked(s)
+			over = append(over, s)
 		case !s.offerEnds.IsZero() && !s.offerEnds.After(now):
 			late = append(late, s)
 		}
 	}
 	c.mu.Unlock()
+	for _, s := range over {
+		c.tellMiner(s, sessionEndMessage(s.id, "over"))
+	}
 	for _, s := range late {
 		c.nextMiner(s, "did not take the offer in time", now)
 	}

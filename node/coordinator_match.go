@@ -57,25 +57,26 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 		return
 	}
 	s := &coordinatorSession{
-		id: id, client: p, miner: entry.peer, minerID: choice.Miner, model: choice.Model,
+		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
 		request: req, exclude: exclude, attempt: attempt,
 		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session),
 	}
 	c.sessions[s.id] = s
-	c.clients[p]++
+	c.countLocked(p, 1)
 	candidates := withObserved(entry.candidates, entry.peer)
 	c.mu.Unlock()
 
 	forClient, forMiner := mintICE()
+	sameUser := p.AdmittedAs() == admittedLocal && entry.peer.AdmittedAs() == admittedLocal
 	grant := &signalpb.Grant{
 		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
 		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), Ice: forClient,
-		Candidates: candidates, Relay: c.lendRelay(s), Attempt: attempt, Why: choice.Why, Slots: uint32(choice.Slots),
-		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: bothLocal(s),
+		Candidates: candidates, Relay: c.lendRelay(s, entry.peer), Attempt: attempt, Why: choice.Why, Slots: uint32(choice.Slots),
+		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
 	}
 	offer := &signalpb.Offer{
 		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(),
-		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: bothLocal(s),
+		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: sameUser,
 	}
 	if err := entry.peer.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", now)
@@ -88,10 +89,6 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 }
 
 func nodeBytes(id identity.NodeID) []byte { return id[:] }
-
-func bothLocal(s *coordinatorSession) bool {
-	return s.client.AdmittedAs() == admittedLocal && s.miner.AdmittedAs() == admittedLocal
-}
 
 // mintICE makes both sides' credentials, so that no answer leg is needed.
 func mintICE() (forClient, forMiner *signalpb.ICE) {
@@ -129,7 +126,7 @@ func withObserved(candidates []*signalpb.Candidate, p *signal.Peer) []*signalpb.
 // lendRelay opens the relay for one session: its client may reach that
 // session's miner, at the addresses where the coordinator has seen it, and
 // nobody else.
-func (c *coordinator) lendRelay(s *coordinatorSession) *signalpb.Relay {
+func (c *coordinator) lendRelay(s *coordinatorSession, miner *signal.Peer) *signalpb.Relay {
 	switch {
 	case len(c.cfg.TURN.URLs) > 0:
 		user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, s.expires)
@@ -139,7 +136,7 @@ func (c *coordinator) lendRelay(s *coordinatorSession) *signalpb.Relay {
 	}
 	password := ice.NewCredentials().Pwd
 	user := c.turn.Allow(ice.TURNSession{
-		ID: s.id, Password: password, Peers: []netip.Addr{s.miner.Observed().Addr()}, Expires: s.expires,
+		ID: s.id, Password: password, Peers: []netip.Addr{miner.Observed().Addr()}, Expires: s.expires,
 	})
 	return &signalpb.Relay{
 		Port: uint32(c.turnPort()), Username: user, Password: password, Realm: "mintai",
@@ -151,7 +148,7 @@ func (c *coordinator) lendRelay(s *coordinatorSession) *signalpb.Relay {
 func (c *coordinator) taken(p *signal.Peer, raw []byte, _ time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.sessionLocked(p, raw); s != nil && s.miner == p {
+	if s := c.sessionLocked(p, raw); s != nil && p.Role() == signalpb.Role_ROLE_MINER {
 		s.offerEnds = time.Time{}
 	}
 }
@@ -160,7 +157,7 @@ func (c *coordinator) declined(p *signal.Peer, d *signalpb.Decline, now time.Tim
 	c.mu.Lock()
 	s := c.sessionLocked(p, d.GetSession())
 	c.mu.Unlock()
-	if s == nil || s.miner != p {
+	if s == nil || p.Role() != signalpb.Role_ROLE_MINER {
 		return
 	}
 	c.cfg.Metrics.declined()
@@ -177,9 +174,7 @@ func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.T
 	c.endLocked(s)
 	c.mu.Unlock()
 	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).Msg("next miner")
-	_ = s.miner.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
-		SessionEnd: &signalpb.SessionEnd{Session: s.id[:], Reason: reason},
-	}})
+	c.tellMiner(s, sessionEndMessage(s.id, reason))
 	c.offer(s.client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
 }
 
@@ -216,11 +211,11 @@ func (c *coordinator) receipt(p *signal.Peer, m *signalpb.Receipt, now time.Time
 		return
 	}
 	from := reputation.FromClient
-	if p == s.miner {
+	if p.Role() == signalpb.Role_ROLE_MINER {
 		from = reputation.FromMiner
 	}
 	err = c.ledger.Record(reputation.Receipt{
-		Session: s.id, Request: reputation.RequestID(request), Miner: s.minerID, Client: s.client.Node(), ClientPrincipal: s.client.Principal(),
+		Session: s.id, Request: reputation.RequestID(request), Miner: s.minerID, Client: s.clientID, ClientPrincipal: s.principal,
 		Model: s.model.Name, From: from, Outcome: reputation.Outcome(m.GetOutcome()),
 		FirstToken: time.Duration(m.GetFirstTokenUs()) * time.Microsecond, Total: time.Duration(m.GetTotalUs()) * time.Microsecond,
 		Tokens: m.GetTokens(), TokensPerSecond: m.GetTokensPerSecond(), Bytes: m.GetBytes(), PathKind: m.GetPathKind(), At: now,

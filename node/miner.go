@@ -57,7 +57,6 @@ type miner struct {
 	socket *ice.Socket
 	sig    *signal.Node
 	server *quicstream.Server
-	hello  []*signalpb.Candidate
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -84,7 +83,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	m := &miner{
-		cfg: cfg, log: cfg.Log, socket: socket, hello: writeCandidates(socket.HostCandidates()),
+		cfg: cfg, log: cfg.Log, socket: socket,
 		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
@@ -100,7 +99,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
 		Trust: cfg.Membership.trust(cfg.Pins, cfg.Notice), TicketFile: cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, m.hello)
+			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(socket.HostCandidates()))
 		},
 		Handler: (*minerHandler)(m), Log: cfg.Log,
 	})
@@ -224,7 +223,7 @@ func (m *miner) sendLease() {
 	m.sequence++
 	lease := &signalpb.Lease{
 		Sequence: m.sequence, Slots: uint32(snap.Slots), InFlight: uint32(snap.InFlight), Queued: uint32(snap.Queued),
-		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: m.hello,
+		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: writeCandidates(m.socket.HostCandidates()),
 	}
 	m.mu.Unlock()
 	for _, info := range snap.Models {

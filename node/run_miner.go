@@ -101,7 +101,11 @@ func newBackends(cfg MinerConfig, log zerolog.Logger) (*backend.Pool, error) {
 			FirstToken: b.FirstToken, TokensPerSecond: b.TokensPerSecond, Tokens: b.Tokens,
 		})
 	}
-	pool, err := backend.New(configs, backend.Options{Log: log, Builtin: engine, QueueLimit: cfg.Queue})
+	queue := cfg.Queue
+	if queue == 0 {
+		queue = -1 // none: to package backend zero means its default
+	}
+	pool, err := backend.New(configs, backend.Options{Log: log, Builtin: engine, QueueLimit: queue})
 	if err != nil {
 		return nil, &Error{Exit: ExitUsage, Code: "backend", Message: err.Error(), Err: err}
 	}
