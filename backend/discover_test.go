@@ -274,9 +274,16 @@ func TestAutoFindsServersOrFallsBack(t *testing.T) {
 
 func TestConfigurationFaultsAreSaidAtOnce(t *testing.T) {
 	_, err := New([]Config{
-		{Type: "olama"}, {Type: TypeOpenAI}, {Type: TypeOllama, URL: "127.0.0.1:11434"}, {Type: TypeOpenAI, URL: "http://me:hunter2@x"},
-		{Type: TypeOpenAI, URL: "http://x/?key=hunter2"}, {Slots: -1}, {Type: TypeDemo, TokensPerSecond: -1}, {Type: TypeBuiltin},
-		{APIKey: "hunter2\n"}, {Type: TypeOpenAI, URL: "http://x/%zz hunter2"},
+		{Type: "olama"},
+		{Type: TypeOpenAI},
+		{Type: TypeOllama, URL: "127.0.0.1:11434"},
+		{Type: TypeOpenAI, URL: "http://me:hunter2@x"},
+		{Type: TypeOpenAI, URL: "http://x/?key=hunter2"},
+		{Slots: -1},
+		{Type: TypeDemo, TokensPerSecond: -1},
+		{Type: TypeBuiltin},
+		{APIKey: "hunter2\n"},
+		{Type: TypeOpenAI, URL: "http://x/%zz hunter2"},
 	}, Options{})
 	if err == nil || strings.Count(err.Error(), ErrConfig.Error()) != 10 || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("%v", err)

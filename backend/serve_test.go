@@ -48,6 +48,14 @@ func post(t *testing.T, url, body string, fields ...string) *http.Response {
 	return resp
 }
 
+// outcome posts a request and returns how it ended.
+func outcome(t *testing.T, url, body string) (int, http.Header) {
+	t.Helper()
+	resp := post(t, url, body)
+	defer func() { _ = resp.Body.Close() }()
+	return resp.StatusCode, resp.Header
+}
+
 func text(t *testing.T, resp *http.Response) string {
 	t.Helper()
 	b, err := io.ReadAll(resp.Body)
@@ -228,7 +236,7 @@ func TestATruncatedAnswerNeverLooksWhole(t *testing.T) {
 			// Without the help of net/http's context, too.
 			func() {
 				defer func() {
-					if recover() != http.ErrAbortHandler {
+					if err, _ := recover().(error); !errors.Is(err, http.ErrAbortHandler) {
 						t.Error("it did not abort")
 					}
 				}()
