@@ -323,8 +323,18 @@ func TestGlob(t *testing.T) {
 		pattern, name string
 		want          bool
 	}{
-		{"*", "", true}, {"*", "a/b:c", true}, {"", "", true}, {"", "a", false}, {"a*", "ba", false}, {"*:8b", "qwen3:8b", true},
-		{"a*b*c", "a/x/b/y/c", true}, {"a*b*c", "a/x/c", false}, {"?", "é", true}, {"??", "é", false}, {"[a]", "a", false}, {"a**", "a", true},
+		{"*", "", true},
+		{"*", "a/b:c", true},
+		{"", "", true},
+		{"", "a", false},
+		{"a*", "ba", false},
+		{"*:8b", "qwen3:8b", true},
+		{"a*b*c", "a/x/b/y/c", true},
+		{"a*b*c", "a/x/c", false},
+		{"?", "é", true},
+		{"??", "é", false},
+		{"[a]", "a", false},
+		{"a**", "a", true},
 	} {
 		if matchGlob(tc.pattern, tc.name) != tc.want {
 			t.Errorf("%q %q", tc.pattern, tc.name)

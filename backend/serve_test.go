@@ -77,6 +77,7 @@ func TestOnlyTheCheckedBodyReachesTheServer(t *testing.T) {
 		"Authorization", "Bearer stranger", "Origin", "https://evil.example", "Cookie", "a=b", "X-Forwarded-For", "10.0.0.1",
 		"User-Agent", "curl", "Accept-Encoding", "gzip", "Accept", "text/event-stream", api.HeaderSession, "s", api.HeaderRequest, "r", "X-Api-Key", "k",
 		"Openai-Organization", "o", "Te", "trailers", "Forwarded", "for=1", "Via", "1.1 x")
+	defer func() { _ = resp.Body.Close() }()
 	if body := text(t, resp); resp.StatusCode != 200 || !strings.Contains(body, "[DONE]") {
 		t.Fatalf("%d %s", resp.StatusCode, body)
 	}
@@ -142,7 +143,9 @@ func TestTokensPassOneByOne(t *testing.T) {
 		}
 	}
 	miner := newMiner(t, newPool(t, Options{}, Config{Type: TypeOpenAI, URL: f.URL}), "m")
-	lines := bufio.NewScanner(post(t, miner.URL+"/v1/chat/completions", ask).Body)
+	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
+	lines := bufio.NewScanner(resp.Body)
 	for i := range 3 {
 		if !lines.Scan() || lines.Text() != fmt.Sprintf("data: %d", i) {
 			t.Fatalf("line %d: %q", i, lines.Text())
@@ -226,6 +229,7 @@ func TestATruncatedAnswerNeverLooksWhole(t *testing.T) {
 			p := newPool(t, Options{Log: zerolog.New(&logs)}, Config{Type: TypeOpenAI, URL: f.URL})
 			miner := newMiner(t, p, "m")
 			resp := post(t, miner.URL+"/v1/chat/completions", ask)
+			defer func() { _ = resp.Body.Close() }()
 			if b, err := io.ReadAll(resp.Body); err == nil {
 				t.Errorf("looks whole: %d %q", resp.StatusCode, b)
 			}
