@@ -95,20 +95,26 @@ func (a *answer) writePiece(p []byte) (int, error) {
 		if a.stopped {
 			return 0, context.Cause(a.ctx)
 		}
-		if att := a.att; att != nil && att.direct && len(p) <= directWrite {
-			a.keepSentLocked(p)
-			att.startLocked()
-			a.mu.Unlock()
-			err := att.write(p)
-			a.mu.Lock()
-			a.wroteLocked(att, len(p), err)
-			return len(p), nil // kept: a lost path loses nothing
+		att := a.att
+		direct := att != nil && att.direct // everything before p is sent
+		if !direct || len(p) > directWrite {
+			if n := a.fillLocked(p); n > 0 {
+				a.cond.Broadcast()
+				return n, nil
+			}
+			if !direct {
+				a.cond.Wait()
+				continue
+			}
+			// No memory: nothing that is waited for would free any.
 		}
-		if n := a.fillLocked(p); n > 0 {
-			a.cond.Broadcast()
-			return n, nil
-		}
-		a.cond.Wait()
+		a.keepSentLocked(p)
+		att.startLocked()
+		a.mu.Unlock()
+		err := att.write(p)
+		a.mu.Lock()
+		a.wroteLocked(att, len(p), err)
+		return len(p), nil // kept, as far as memory allowed: a lost path loses nothing
 	}
 }
 
@@ -134,13 +140,15 @@ func (a *answer) fillLocked(p []byte) int {
 		sent = a.att.sent
 		// Some lead lets copying and sending overlap; more would crowd out
 		// what may have to be sent again.
-		lead := a.kept.end - sent
-		if lead >= maxLead {
+		if a.kept.end-sent >= maxLead {
 			return 0
 		}
-		a.att.direct = false
 	}
-	return a.keepLocked(p, sent)
+	n := a.keepLocked(p, sent)
+	if n > 0 && a.att != nil {
+		a.att.direct = false // until its goroutine has sent them
+	}
+	return n
 }
 
 // keepSentLocked keeps p, which goes out at this moment, at the cost of older

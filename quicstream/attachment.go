@@ -222,7 +222,11 @@ func (t *attachment) write(p []byte) error {
 	if t.noBody || len(p) == 0 {
 		return nil
 	}
-	t.frame = append(appendDataHeader(t.frame[:0], len(p)), p...)
+	t.frame = appendDataHeader(t.frame[:0], len(p))
+	if len(p) > queueLimit {
+		return t.writeFrame(t.frame, p)
+	}
+	t.frame = append(t.frame, p...)
 	if t.queued+len(t.frame) <= queueLimit {
 		switch err := t.qs.TryWriteAll(t.frame); {
 		case err == nil:

@@ -50,7 +50,6 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 		c.close(GoingAway)
 		return
 	}
-	defer s.remove(c)
 	s.stats.tunnels.Add(1)
 	stop := context.AfterFunc(ctx, func() { c.close(GoingAway) })
 	defer stop()
@@ -58,7 +57,8 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 		c.announceDrain()
 	}
 	err = c.run()
-	if ce, ok := errors.AsType[*CloseError](err); ok && ce.Remote && ce.Code.ends() && !s.hasOther(c) {
+	last := s.remove(c)
+	if ce, ok := errors.AsType[*CloseError](err); ok && ce.Remote && ce.Code.ends() && last {
 		for _, a := range s.reg.of(peer) {
 			a.stop(ErrCancelled) // the client needs nothing of it any more
 		}
@@ -81,24 +81,19 @@ func (s *Server) add(c *serverConn) bool {
 	return true
 }
 
-// hasOther reports whether c's client has another tunnel.
-func (s *Server) hasOther(c *serverConn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.connsLocked(c.peer)) > 1
-}
-
 func (s *Server) isDraining() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.draining
 }
 
-func (s *Server) remove(c *serverConn) {
+// remove forgets c and reports whether it was its client's last tunnel.
+func (s *Server) remove(c *serverConn) (last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
 	s.wakeLocked()
+	return len(s.connsLocked(c.peer)) == 0
 }
 
 // run serves HTTP/3 until the connection ends. It accepts the streams itself,
