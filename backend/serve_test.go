@@ -294,6 +294,7 @@ func TestNonsenseIsNotPassedOn(t *testing.T) {
 			p := newPool(t, Options{Log: zerolog.New(&logs)}, Config{Type: TypeOpenAI, URL: f.URL})
 			miner := newMiner(t, p, "m")
 			resp := post(t, miner.URL+"/v1/chat/completions", ask)
+			defer func() { _ = resp.Body.Close() }()
 			body := text(t, resp)
 			if resp.StatusCode != tc.status || resp.Header.Get(api.HeaderError) != tc.code || !json.Valid([]byte(body)) {
 				t.Errorf("%d %v %s", resp.StatusCode, resp.Header, body)
@@ -317,6 +318,7 @@ func TestTheServersOwnRefusalIsShown(t *testing.T) {
 	}
 	miner := newMiner(t, newPool(t, Options{}, Config{Type: TypeOpenAI, URL: f.URL, APIKey: "sk-canary"}), "m")
 	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
 	e, own := api.ReadError(resp)
 	if own || e.Status != 400 || e.Message != "context is too long; key [secret]" || e.RetryAfter != 20*time.Second {
 		t.Errorf("%+v, own %v", e, own)
@@ -329,6 +331,7 @@ func TestSlowHeaders(t *testing.T) {
 	f.answer = h
 	miner := newMiner(t, newPool(t, Options{HeaderTimeout: 50 * time.Millisecond}, Config{Type: TypeOpenAI, URL: f.URL}), "m")
 	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != 504 || resp.Header.Get(api.HeaderError) != api.CodeTimeout {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
 	}
@@ -345,11 +348,11 @@ func TestDeadServerIsLookedAtAgain(t *testing.T) {
 	go func() { done <- p.Run(ctx) }()
 	f.Close()
 	for { // Run's own first look may come before or after Close
-		resp := post(t, miner.URL+"/v1/chat/completions", ask)
-		if code := resp.Header.Get(api.HeaderError); code == api.CodeModelNotFound {
+		status, header := outcome(t, miner.URL+"/v1/chat/completions", ask)
+		if code := header.Get(api.HeaderError); code == api.CodeModelNotFound {
 			break
-		} else if resp.StatusCode != 502 || code != api.CodeBackendDown {
-			t.Fatalf("%d %v", resp.StatusCode, resp.Header)
+		} else if status != 502 || code != api.CodeBackendDown {
+			t.Fatalf("%d %v", status, header)
 		}
 		select {
 		case <-p.Changed():
@@ -378,6 +381,7 @@ func TestKeyIsShownNowhere(t *testing.T) {
 	f.set(func() { f.key = "another" })
 	miner := newMiner(t, p, "m")
 	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
 	body := text(t, resp)
 	if resp.StatusCode != 502 || resp.Header.Get(api.HeaderError) != api.CodeBackendAuth {
 		t.Errorf("%d %v", resp.StatusCode, resp.Header)
@@ -418,10 +422,11 @@ func TestBuiltinGetsCheckedRequestsOnly(t *testing.T) {
 	p := newPool(t, Options{Builtin: engine}, Config{Type: TypeBuiltin})
 	miner := newMiner(t, p, "builtin")
 	resp := post(t, miner.URL+"/api/chat?x=1", `{"model" : "builtin"}`, "Origin", "http://x")
+	defer func() { _ = resp.Body.Close() }()
 	if text(t, resp); resp.StatusCode != 200 || len(got) != 1 || got[0] != `/api/chat {"model":"builtin"} ` {
 		t.Errorf("%d %q", resp.StatusCode, got)
 	}
-	if resp := post(t, miner.URL+"/v1/embeddings", `{"model":"builtin"}`); resp.StatusCode != 404 || len(got) != 1 {
-		t.Errorf("%d %q", resp.StatusCode, got)
+	if status, _ := outcome(t, miner.URL+"/v1/embeddings", `{"model":"builtin"}`); status != 404 || len(got) != 1 {
+		t.Errorf("%d %q", status, got)
 	}
 }

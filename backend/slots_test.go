@@ -92,6 +92,7 @@ func TestWaitingRequestsGetTheirTurn(t *testing.T) {
 	}
 
 	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != 503 || resp.Header.Get(api.HeaderError) != api.CodeBusy || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("the tenth: %d %v", resp.StatusCode, resp.Header)
 	}
@@ -240,8 +241,8 @@ func TestTheFreerServerAnswers(t *testing.T) {
 	})
 	await(t, began, "the first server")
 	b.take()
-	if resp := post(t, miner.URL+"/v1/chat/completions", ask); resp.StatusCode != 200 || len(b.take()) != 1 {
-		t.Errorf("%d", resp.StatusCode)
+	if status, _ := outcome(t, miner.URL+"/v1/chat/completions", ask); status != 200 || len(b.take()) != 1 {
+		t.Errorf("%d", status)
 	}
 	cancel()
 	wg.Wait()
