@@ -31,7 +31,6 @@ type command struct {
 	json    bool
 	quiet   bool
 	verbose bool
-	relay   bool
 }
 
 // verbs lists what each mode can be asked to do; the first is the default.

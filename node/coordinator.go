@@ -370,6 +370,7 @@ func (c *coordinator) Left(p *signal.Peer, err error) {
 		for _, s := range c.sessions {
 			if s.client == p {
 				s.offerEnds, s.orphaned = time.Time{}, now.Add(grace)
+				c.board.End(s.id) // what it carries shows in the miner's lease
 			}
 		}
 	}

@@ -213,6 +213,8 @@ func (c *coordinator) receipt(p *signal.Peer, m *signalpb.Receipt, now time.Time
 	from := reputation.FromClient
 	if p.Role() == signalpb.Role_ROLE_MINER {
 		from = reputation.FromMiner
+	} else {
+		c.board.End(s.id) // its request is over: the miner's lease has or had its load
 	}
 	err = c.ledger.Record(reputation.Receipt{
 		Session: s.id, Request: reputation.RequestID(request), Miner: s.minerID, Client: s.clientID, ClientPrincipal: s.principal,

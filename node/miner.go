@@ -23,8 +23,10 @@ import (
 const (
 	// leaseEvery is how often the lease is renewed without a reason.
 	leaseEvery = 20 * time.Second
-	// leaseSoon is the least time between two leases that changes ask for.
+	// leaseSoon is how soon a lease tells of models or of slots that ran out.
 	leaseSoon = 100 * time.Millisecond
+	// leaseLoad is how soon one tells of any other change of the load.
+	leaseLoad = time.Second
 	// checkLife is how long a miner keeps checking for a client that never
 	// comes: a little longer than the client's own deadlines.
 	checkLife = 12 * time.Second
@@ -57,6 +59,7 @@ type miner struct {
 	socket *ice.Socket
 	sig    *signal.Node
 	server *quicstream.Server
+	loaded chan struct{} // cap 1: a request has begun or ended
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -64,7 +67,6 @@ type miner struct {
 	granted  map[identity.NodeID]int // live sessions of each client
 	draining bool
 	sequence uint64
-	expiry   *time.Timer
 }
 
 // minerSession is a miner's side of one match.
@@ -83,7 +85,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	m := &miner{
-		cfg: cfg, log: cfg.Log, socket: socket,
+		cfg: cfg, log: cfg.Log, socket: socket, loaded: make(chan struct{}, 1),
 		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
@@ -172,29 +174,42 @@ func (m *miner) closeSessions() {
 
 // leaseLoop renews the lease on time, and soon after something changed.
 func (m *miner) leaseLoop(ctx context.Context) {
-	tick := time.NewTicker(leaseEvery)
-	defer tick.Stop()
 	sweep := time.NewTicker(time.Second)
 	defer sweep.Stop()
-	var soon <-chan time.Time
+	next := time.NewTimer(leaseEvery)
+	defer next.Stop()
+	due := time.Now().Add(leaseEvery)
+	within := func(d time.Duration) {
+		if at := time.Now().Add(d); at.Before(due) {
+			due = at
+			next.Reset(d)
+		}
+	}
 	var models int
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			m.sendLease()
-		case <-m.cfg.Backends.Changed():
-			if soon == nil {
-				soon = time.After(leaseSoon)
-			}
-		case <-soon:
-			soon = nil
+		case <-next.C:
 			m.sendLease()
 			models = m.sayModels(models)
+			due = time.Now().Add(leaseEvery)
+			next.Reset(leaseEvery)
+		case <-m.cfg.Backends.Changed():
+			within(leaseSoon)
+		case <-m.loaded:
+			within(leaseLoad)
 		case now := <-sweep.C:
 			m.sweep(now)
 		}
+	}
+}
+
+// noteLoad makes the next lease come sooner.
+func (m *miner) noteLoad() {
+	select {
+	case m.loaded <- struct{}{}:
+	default:
 	}
 }
 
@@ -303,8 +318,10 @@ func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	acc := &accountWriter{ResponseWriter: w, start: started, counter: api.NewTokenCounter(call, true)}
 	completed := false
+	m.noteLoad()
 	defer func() { // also when the handler aborts a truncated answer
 		m.account(s, r, acc, completed)
+		m.noteLoad()
 	}()
 	m.cfg.Backends.ServeHTTP(acc, r.WithContext(backend.WithGrant(r.Context(), s.model)))
 	completed = true
