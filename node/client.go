@@ -23,6 +23,12 @@ import (
 // janitorEvery is how often idle tunnels and old sessions are looked for.
 const janitorEvery = 15 * time.Second
 
+// How a miner that vanished in a request is noticed.
+const (
+	beatEvery    = time.Second
+	silenceLimit = 6 * time.Second
+)
+
 // renewBefore is how long before its end a session in use is renewed.
 const renewBefore = 20 * time.Minute
 
@@ -285,6 +291,7 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 			if update.Err != nil {
 				return nil, nil, update.Err
 			}
+			tr.try()
 			grant = update.Grant
 		case <-ctx.Done():
 			c.endSession(s.id, "cancelled")
@@ -355,11 +362,19 @@ func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
 func (c *client) watch(s *session, l *link) {
 	tick := time.NewTicker(c.deadlines.Report)
 	defer tick.Stop()
+	beat := time.NewTicker(beatEvery)
+	defer beat.Stop()
+	var silence silence
 	for {
 		select {
 		case <-tick.C:
 			c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
 			continue
+		case now := <-beat.C:
+			if !silence.tooLong(now, l.InFlight(), l.Stats().BytesReceived) {
+				continue
+			}
+			c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("the miner went silent in a request")
 		case <-l.Done():
 		}
 		break
@@ -373,6 +388,23 @@ func (c *client) watch(s *session, l *link) {
 	c.report(s, signalpb.TunnelState_TUNNEL_CLOSED, l)
 	c.metrics.tunnelDown(l.Path())
 	c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).AnErr("cause", l.Err()).Msg("tunnel closed")
+}
+
+// silence watches for a miner that is gone: while a request runs it sends
+// something twice a second, however slow its model is.
+type silence struct {
+	heard uint64 // bytes received so far
+	since time.Time
+}
+
+// tooLong reports whether nothing at all has come for silenceLimit although a
+// request is running.
+func (s *silence) tooLong(now time.Time, inFlight int, received uint64) bool {
+	if inFlight == 0 || received != s.heard || s.since.IsZero() {
+		s.heard, s.since = received, now
+		return false
+	}
+	return now.Sub(s.since) >= silenceLimit
 }
 
 // drop forgets a tunnel that failed a request, so that the next one connects anew.
