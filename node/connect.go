@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"github.com/rs/zerolog"
 
 	"mintai/ice"
@@ -152,13 +151,13 @@ func (r *race) run(ctx context.Context) (*link, error) {
 				directReached = nil
 				continue
 			}
-			r.dial(ctx, r.socket.Transport(), at)
+			r.dial(ctx, at)
 		case at, ok := <-relayReached:
 			if !ok {
 				relayReached = nil
 				continue
 			}
-			r.dial(ctx, r.relay.Transport(), ice.Reached{Addr: at.Addr, Kind: ice.RelayUDP, At: at.At})
+			r.dial(ctx, ice.Reached{Addr: at.Addr, Kind: ice.RelayUDP, At: at.At})
 		case candidate := <-r.s.trickled:
 			r.addRemote(ctx, candidate)
 		case <-headStart.C:
@@ -213,28 +212,29 @@ func (r *race) hopeless() bool {
 }
 
 // dial starts one QUIC handshake with an address that has shown itself.
-func (r *race) dial(ctx context.Context, via *quic.Transport, at ice.Reached) {
+func (r *race) dial(ctx context.Context, at ice.Reached) {
 	if r.dials == maxDials {
 		return
 	}
 	r.dials++
-	relayed := at.Kind == ice.RelayUDP
-	if relayed {
+	cfg := quicstream.DialConfig{
+		Transport: r.socket.Transport(), Addr: net.UDPAddrFromAddrPort(at.Addr), Key: r.key, Peer: r.s.miner, Log: r.log,
+	}
+	if at.Kind == ice.RelayUDP {
 		r.relayPending++
+		cfg.Transport, cfg.Relayed = r.relay.Transport(), true
 	} else {
 		r.directPending++
 	}
 	r.wg.Add(1)
-	go r.handshake(ctx, via, at, relayed)
+	go r.handshake(ctx, cfg, at)
 }
 
-func (r *race) handshake(ctx context.Context, via *quic.Transport, at ice.Reached, relayed bool) {
+func (r *race) handshake(ctx context.Context, cfg quicstream.DialConfig, at ice.Reached) {
 	defer r.wg.Done()
 	ctx, cancel := context.WithTimeout(ctx, r.deadlines.QUIC)
 	defer cancel()
-	t, err := quicstream.Dial(ctx, quicstream.DialConfig{
-		Transport: via, Addr: net.UDPAddrFromAddrPort(at.Addr), Key: r.key, Peer: r.s.miner, Relayed: relayed, Log: r.log,
-	})
+	t, err := quicstream.Dial(ctx, cfg)
 	r.dialed <- dialed{tunnel: t, via: at, err: err}
 }
 

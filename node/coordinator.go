@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"github.com/rs/zerolog"
 
 	"mintai/ice"
@@ -85,7 +85,7 @@ type coordinator struct {
 	cfg    coordinatorConfig
 	log    zerolog.Logger
 	conn   *net.UDPConn
-	quic   *quic.Transport
+	quic   io.Closer // the QUIC transport over conn
 	server *signal.Server
 	board  *match.Board
 	ledger *reputation.Ledger
@@ -140,10 +140,12 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	if c.conn, err = listenUDP(cfg.Listen, "[coordinator] listen"); err != nil {
 		return nil, err
 	}
-	c.quic = &quic.Transport{Conn: c.conn, StatelessResetKey: signal.ResetKey(cfg.Key)}
+	var packets net.PacketConn = c.conn
 	if cfg.hooks.conn != nil {
-		c.quic.Conn = cfg.hooks.conn(c.conn)
+		packets = cfg.hooks.conn(c.conn)
 	}
+	transport := signal.NewTransport(packets, cfg.Key)
+	c.quic = transport
 	if c.ledger, err = openLedger(cfg.Reputation, cfg.Log); err != nil {
 		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Hint: "is another coordinator running with the same -state?", Err: err}
 	}
@@ -158,7 +160,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 		handler = cfg.hooks.handler(c)
 	}
 	c.server, err = signal.NewServer(signal.ServerConfig{
-		Key: cfg.Key, Conn: c.quic, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
+		Key: cfg.Key, Conn: transport, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
 	})
 	return c, err
 }
