@@ -119,23 +119,26 @@ func (g *gate) sweepLocked() {
 
 // counters count events since the start.
 type counters struct {
-	handshakes, handshakeFailed, wrongALPN, helloTimeout atomic.Uint64
-	joined, notAdmitted, replaced, rateLimited           atomic.Uint64
-	malformed, oversized, outOfOrder, unknown            atomic.Uint64
-	early, replayed, repeated, queueFull                 atomic.Uint64
+	handshakes, accepted, handshakeFailed, wrongALPN, helloTimeout atomic.Uint64
+	joined, notAdmitted, replaced, rateLimited                     atomic.Uint64
+	malformed, oversized, outOfOrder, unknown                      atomic.Uint64
+	early, replayed, repeated, queueFull                           atomic.Uint64
 }
 
 // Counters returns what happened since the start, by snake_case names fit for
-// metrics. "nodes" and "early_nonces" are the present numbers, not sums.
+// metrics. "nodes" and "early_nonces" are the present numbers, not sums, and
+// "handshake_failed" includes handshakes of this moment: the listener shows no
+// connection that fails early.
 func (s *Server) Counters() map[string]uint64 {
 	c := &s.counters
+	accepted := c.accepted.Load() // before handshakes, which is never smaller
 	nonces, rotations := s.early.size()
 	return map[string]uint64{
 		"nodes":            uint64(s.Len()),
 		"early_nonces":     uint64(nonces),
 		"ticket_rotations": rotations,
 		"handshakes":       c.handshakes.Load(),
-		"handshake_failed": c.handshakeFailed.Load(),
+		"handshake_failed": c.handshakes.Load() - accepted + c.handshakeFailed.Load(),
 		"wrong_alpn":       c.wrongALPN.Load(),
 		"hello_timeout":    c.helloTimeout.Load(),
 		"joined":           c.joined.Load(),

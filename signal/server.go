@@ -134,11 +134,11 @@ func (s *Server) quicConfig() *quic.Config {
 	listen := base.Clone()
 	listen.GetConfigForClient = func(info *quic.ClientInfo) (*quic.Config, error) {
 		s.early.tick(time.Now())
-		s.counters.handshakes.Add(1)
 		if err := s.gate.admit(info); err != nil {
 			s.counters.rateLimited.Add(1)
 			return nil, err
 		}
+		s.counters.handshakes.Add(1)
 		return base, nil
 	}
 	return listen
@@ -192,6 +192,7 @@ func (s *Server) shutdown() {
 // peer is idle its stack is small: what is needed only at the start and at the
 // end stands in functions of its own.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
+	s.counters.accepted.Add(1)
 	if s.waiting.Add(1) > int64(s.cfg.Limits.MaxWaiting) {
 		s.counters.rateLimited.Add(1)
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(CloseTooMany), "the coordinator is full")
@@ -243,10 +244,10 @@ func (s *Server) finish(p *Peer, err error) {
 // noStream ends a connection that said nothing.
 func (s *Server) noStream(conn *quic.Conn, err error) {
 	code := CloseTimeout
-	if conn.Context().Err() != nil {
-		s.counters.handshakeFailed.Add(1)
-	} else {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) { // ours, not the connection's
 		s.counters.helloTimeout.Add(1)
+	} else {
+		s.counters.handshakeFailed.Add(1)
 	}
 	if s.isDown() {
 		code = CloseShuttingDown
