@@ -22,7 +22,9 @@ type aiServer struct {
 	key    identity.Secret
 	answer func(*aiCall)
 
-	began chan *aiCall // each question that arrives
+	began  chan *aiCall  // each question that arrives
+	opened chan struct{} // closed by gate
+	gate   func()
 
 	mu            sync.Mutex
 	calls         []*aiCall
@@ -31,7 +33,7 @@ type aiServer struct {
 
 // aiCall is one question at the AI server.
 type aiCall struct {
-	t      testing.TB
+	ai     *aiServer
 	w      http.ResponseWriter
 	r      *http.Request
 	body   []byte
@@ -42,7 +44,8 @@ type aiCall struct {
 // newAI starts an AI server that offers one model.
 func newAI(t testing.TB, model string, answer func(*aiCall)) *aiServer {
 	t.Helper()
-	ai := &aiServer{model: model, slots: 4, answer: answer, began: make(chan *aiCall, 64)}
+	ai := &aiServer{model: model, slots: 4, answer: answer, began: make(chan *aiCall, 64), opened: make(chan struct{})}
+	ai.gate = sync.OnceFunc(func() { close(ai.opened) })
 	ai.Server = httptest.NewServer(ai)
 	t.Cleanup(func() {
 		ai.CloseClientConnections()
@@ -69,7 +72,7 @@ func (ai *aiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":{"message":"messages are missing"}}`, http.StatusBadRequest)
 		return
 	}
-	c := &aiCall{w: w, r: r, body: body}
+	c := &aiCall{ai: ai, w: w, r: r, body: body}
 	var ask chatRequest
 	if err := json.Unmarshal(body, &ask); err == nil && len(ask.Messages) > 0 {
 		c.prompt = ask.Messages[len(ask.Messages)-1].Content
