@@ -40,7 +40,7 @@ type client struct {
 	socket     *ice.Socket
 	sig        *signal.Node
 	connector  *connector
-	hello      []*signalpb.Candidate // of the socket
+	candidates func() []ice.Candidate // of the socket, as they are now
 	deadlines  Deadlines
 	name       string
 	log        zerolog.Logger
@@ -111,19 +111,18 @@ func newClient(cfg clientConfig) (*client, error) {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	c := &client{
-		membership: cfg.Membership, key: cfg.Key, socket: socket, deadlines: cfg.Deadlines,
+		membership: cfg.Membership, key: cfg.Key, socket: socket, candidates: socket.HostCandidates, deadlines: cfg.Deadlines,
 		name: cfg.Name, log: cfg.Log, metrics: cfg.Metrics,
 		sessions: map[identity.SessionID]*session{}, warm: map[warmKey][]*session{},
 		links: map[identity.NodeID]*link{}, dialing: map[identity.NodeID]*pendingLink{},
 	}
-	c.hello = writeCandidates(socket.HostCandidates())
 	c.sig, err = signal.NewNode(signal.NodeConfig{
 		Key: cfg.Key, Transport: socket.Transport(),
 		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
 		Trust:      cfg.Membership.trust(cfg.Pins, cfg.Notice),
 		TicketFile: cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, c.hello)
+			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(c.candidates()))
 		},
 		Handler: (*clientHandler)(c), Deadlines: signal.Deadlines{Match: cfg.Deadlines.Match}, Log: cfg.Log,
 	})

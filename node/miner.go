@@ -60,6 +60,8 @@ type miner struct {
 	sig    *signal.Node
 	server *quicstream.Server
 	loaded chan struct{} // cap 1: a request has begun or ended
+	// candidates are those of the socket, as they are now.
+	candidates func() []ice.Candidate
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -85,7 +87,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	m := &miner{
-		cfg: cfg, log: cfg.Log, socket: socket, loaded: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, socket: socket, candidates: socket.HostCandidates, loaded: make(chan struct{}, 1),
 		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
@@ -101,7 +103,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
 		Trust: cfg.Membership.trust(cfg.Pins, cfg.Notice), TicketFile: cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(socket.HostCandidates()))
+			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(m.candidates()))
 		},
 		Handler: (*minerHandler)(m), Log: cfg.Log,
 	})
@@ -238,7 +240,7 @@ func (m *miner) sendLease() {
 	m.sequence++
 	lease := &signalpb.Lease{
 		Sequence: m.sequence, Slots: uint32(snap.Slots), InFlight: uint32(snap.InFlight), Queued: uint32(snap.Queued),
-		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: writeCandidates(m.socket.HostCandidates()),
+		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: writeCandidates(m.candidates()),
 	}
 	m.mu.Unlock()
 	for _, info := range snap.Models {
