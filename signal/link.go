@@ -27,8 +27,7 @@ type link struct {
 	stream      *quic.Stream
 	out         *outbox
 	coordinator identity.NodeID
-	role        signalpb.Role // of this node, as the Hello said
-	complete    bool          // guarded by Node.mu: the handshake is over, everything may be sent
+	complete    bool // guarded by Node.mu: the handshake is over, everything may be sent
 	reason      atomic.Pointer[CloseError]
 }
 
@@ -182,7 +181,6 @@ func (n *Node) greet(l *link, complete bool) error {
 	l.stream = stream
 	l.out = newOutbox(stream, func(err error) { l.abort(CloseDone, err) })
 	hello := n.cfg.Hello(l.coordinator)
-	l.role = hello.GetRole()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l.complete = complete
@@ -258,16 +256,16 @@ func (n *Node) serve(ctx context.Context, l *link) (welcomed bool, err error) {
 	return true, err
 }
 
-// leave ends the link when ctx does. A miner says so in a message that is
-// acknowledged, for its lease must go; a client hurries.
+// leave ends the link when ctx does. It says so in a message and waits, at most
+// linger, until the coordinator has read it and all before it: a miner's lease
+// must go, and a client's last receipt must arrive.
 func (n *Node) leave(ctx context.Context, l *link, ended <-chan struct{}) {
 	select {
 	case <-ended:
 		return
 	case <-ctx.Done():
 	}
-	if l.role == signalpb.Role_ROLE_MINER &&
-		l.out.send(&signalpb.Envelope{Message: &signalpb.Envelope_Goodbye{Goodbye: &signalpb.Goodbye{Reason: "stopping"}}}) == nil {
+	if l.out.send(&signalpb.Envelope{Message: &signalpb.Envelope_Goodbye{Goodbye: &signalpb.Goodbye{Reason: "stopping"}}}) == nil {
 		timer := time.NewTimer(linger)
 		select {
 		case <-l.conn.Context().Done(): // the coordinator has read it
