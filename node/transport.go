@@ -270,7 +270,26 @@ type answer struct {
 
 	firstAt time.Time
 	bytes   uint64
+	tail    []byte // the last bytes that passed, at most tailLen
 	once    sync.Once
+}
+
+// tailLen is enough to hold the end mark of any streamed answer and what may
+// stand behind it.
+const tailLen = 512
+
+// endMarks are what the APIs write last in a streamed answer. A reader that has
+// seen one may close at once, and the answer was whole.
+var endMarks = [][]byte{[]byte("data: [DONE]"), []byte(`"done":true`), []byte(`"message_stop"`), []byte(`"response.completed"`)}
+
+// ended reports whether the answer has said that it is whole.
+func (a *answer) ended() bool {
+	for _, mark := range endMarks {
+		if bytes.Contains(a.tail, mark) {
+			return true
+		}
+	}
+	return false
 }
 
 // Read passes the body on. A body that ends because the tunnel did is an error,
@@ -284,6 +303,7 @@ func (a *answer) Read(p []byte) (int, error) {
 		}
 		a.bytes += uint64(n)
 		_, _ = a.counter.Write(p[:n]) // counts, never fails
+		a.keepTail(p[:n])
 	}
 	switch {
 	case err == nil:
@@ -309,8 +329,22 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+func (a *answer) keepTail(p []byte) {
+	if len(p) >= tailLen {
+		a.tail = append(a.tail[:0], p[len(p)-tailLen:]...)
+		return
+	}
+	if over := len(a.tail) + len(p) - tailLen; over > 0 {
+		a.tail = append(a.tail[:0], a.tail[over:]...)
+	}
+	a.tail = append(a.tail, p...)
+}
+
 // Close ends the request. Before the end of the body that cancels it at the AI server.
 func (a *answer) Close() error {
+	if a.ended() {
+		a.finish(a.outcomeAtEnd())
+	}
 	a.finish(signalpb.Outcome_OUTCOME_CANCELLED)
 	a.first.stop()
 	a.cancel(context.Canceled)
