@@ -114,6 +114,14 @@ func (c *aiCall) end() {
 	_, _ = io.WriteString(c.w, "data: {\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n")
 }
 
+// refuse answers with an error.
+func (c *aiCall) refuse(status int, message string) {
+	quoted, _ := json.Marshal(message) // a string: never fails
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.WriteHeader(status)
+	_, _ = fmt.Fprintf(c.w, "{\"error\":{\"message\":%s}}", quoted)
+}
+
 // die breaks the connection off, as a server that is killed does.
 func (c *aiCall) die() { panic(http.ErrAbortHandler) }
 

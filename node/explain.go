@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"mintai/api"
+	"mintai/identity"
 	"mintai/quicstream"
 	"mintai/signal"
 	"mintai/signal/signalpb"
@@ -47,6 +48,7 @@ func explain(err error, c *client) *Error {
 		path    *PathError
 		lost    *lostError
 		busy    *refusedError
+		changed *identity.KeyChangedError
 	)
 	switch {
 	case errors.As(err, &done):
@@ -73,6 +75,23 @@ func explain(err error, c *client) *Error {
 			return &Error{Exit: ExitNoPath, Code: "miner_lost", Message: lost.Miner + " vanished before it answered", Hint: "ask again", Err: err}
 		}
 		return &Error{Exit: ExitLost, Code: "miner_lost", Message: lost.Miner + " was lost in the middle of the answer", Hint: "what is shown is incomplete; ask again", Err: err}
+	case errors.As(err, &changed):
+		return &Error{Exit: ExitNoPath, Code: "wrong_coordinator", Message: changed.Error(), Err: err}
+	case errors.Is(err, identity.ErrPeer):
+		return &Error{
+			Exit: ExitNoPath, Code: "wrong_coordinator", Message: "not the coordinator that is named by " + string(c.membership.origin) + ": " + err.Error(), Err: err,
+			Hint: "it was set up anew, or somebody stands in between: ask its owner for the current join link",
+		}
+	case errors.Is(err, identity.ErrKeyChanged):
+		var changed *identity.KeyChangedError
+		errors.As(err, &changed)
+		return &Error{Exit: ExitNoPath, Code: "coordinator_key", Message: changed.Error(), Err: err}
+	case errors.Is(err, identity.ErrPeer):
+		return &Error{
+			Exit: ExitNoPath, Code: "coordinator_key", Err: err,
+			Message: "another coordinator than the join link names: " + err.Error(),
+			Hint:    "it was set up anew, or somebody stands in between; ask its owner for the current join link",
+		}
 	case errors.Is(err, signal.ErrNotConnected):
 		return c.unreachable(err)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -124,6 +143,9 @@ func explainRefused(r *signal.RefusedError, err error) *Error {
 	return e
 }
 
+// noServerHint is what to do where a miner has nothing to answer with.
+const noServerHint = "start Ollama there, or name its server in a [[miner.backend]]"
+
 func explainNoMatch(n *signal.NoMatchError) *Error {
 	m := n.NoMatch
 	e := &Error{Exit: ExitNoMiner, Code: "no_miner", Message: m.GetMessage(), Err: n}
@@ -134,7 +156,7 @@ func explainNoMatch(n *signal.NoMatchError) *Error {
 	case signalpb.NoMatchCode_NO_MATCH_NO_MINER, signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED:
 		// the coordinator's sentence says what to do
 	case signalpb.NoMatchCode_NO_MATCH_NO_SERVER:
-		e.Code, e.Hint = "no_server", "start Ollama on it, or name its server in a [[miner.backend]]"
+		e.Code, e.Hint = "no_server", noServerHint
 	case signalpb.NoMatchCode_NO_MATCH_BUSY:
 		e.Code = "busy"
 	case signalpb.NoMatchCode_NO_MATCH_BAD_REQUEST:

@@ -45,7 +45,7 @@ func TestFailover(t *testing.T) {
 			}
 		}, 2 * time.Second},
 		{"AI server refuses the miner's key", func(_ *testing.T, _ *lab, _ *labMiner, ai *aiServer) {
-			ai.answer = func(c *aiCall) { http.Error(c.w, `{"error":{"message":"bad key"}}`, http.StatusUnauthorized) }
+			ai.answer = func(c *aiCall) { c.refuse(http.StatusUnauthorized, "bad key") }
 		}, 2 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {

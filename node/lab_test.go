@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"mintai/backend"
+	"mintai/ice"
 	"mintai/identity"
 )
 
@@ -238,7 +239,12 @@ func (c *labClient) kill() { _ = c.socket.Transport().Conn.Close() }
 // client starts a client.
 func (l *lab) client(options ...func(*clientConfig)) *labClient {
 	l.t.Helper()
-	c := l.newClient(options...)
+	return l.run(l.newClient(options...))
+}
+
+// run starts a client that was made.
+func (l *lab) run(c *labClient) *labClient {
+	l.t.Helper()
 	c.part = start(l.t, "a client", c.Run)
 	waitUntil(l.t, "the client runs", func() bool {
 		c.mu.Lock()
@@ -289,6 +295,31 @@ func (c *labClient) session(t testing.TB, m *labMiner) *session {
 	}
 	t.Fatal("there is no session")
 	return nil
+}
+
+func noCandidates() []ice.Candidate { return nil }
+
+// hidden starts a client that sits behind a NAT of its own and names no
+// candidate: nobody reaches it but the coordinator.
+func (l *lab) hidden(options ...func(*clientConfig)) *labClient {
+	l.t.Helper()
+	nat := newNATBox(l.t, l.addr)
+	c := l.newClient(append(options, func(c *clientConfig) { c.Membership.addrs = []string{nat.addr()} })...)
+	c.candidates = noCandidates
+	return l.run(c)
+}
+
+// unreachable starts a miner that sits behind a NAT of its own and names no
+// candidate: nobody reaches it but the coordinator, and those it calls.
+func (l *lab) unreachable(name string, ai *aiServer) *labMiner {
+	l.t.Helper()
+	nat := newNATBox(l.t, l.addr)
+	pool := l.pool(backend.Options{}, backend.Config{Type: backend.TypeOpenAI, URL: ai.URL, Slots: ai.slots, APIKey: ai.key})
+	m := l.newMiner(name, pool, func(c *minerConfig) { c.Membership.addrs = []string{nat.addr()} })
+	m.candidates = noCandidates
+	m.part = start(l.t, name, m.Run)
+	l.waitOffered(m)
+	return m
 }
 
 // natBox forwards datagrams between those behind it and one address, each from

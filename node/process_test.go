@@ -129,14 +129,18 @@ func (l *lab) askWithStdin(stdin *os.File, args ...string) *process {
 func (c *labClient) ask(t testing.TB, opts askOptions) *process {
 	t.Helper()
 	return launch(t, nil, func(ctx context.Context, std IO) int {
-		err := newAsker(c.client, std, opts).run(ctx)
-		if err == nil {
-			return int(ExitOK)
-		}
-		failure := asError(err)
-		if !failure.shown {
-			printFailure(std.Stderr, failure)
-		}
-		return int(failure.Exit)
+		return finish(newAsker(c.client, std, opts).run(ctx), std)
 	})
+}
+
+// finish ends a command as Main does.
+func finish(err error, std IO) int {
+	if err == nil {
+		return int(ExitOK)
+	}
+	failure := asError(err)
+	if !failure.shown {
+		printFailure(std.Stderr, failure)
+	}
+	return int(failure.Exit)
 }
