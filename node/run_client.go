@@ -173,7 +173,10 @@ func (c *command) listModels(ctx context.Context, std IO, cl *client) error {
 		e := &Error{Exit: ExitNoMiner, Code: "no_miner", Message: "no miner is connected", Hint: "start one: mintai -mode miner -config miner.toml"}
 		if empty := models.GetEmptyMiners(); len(empty) > 0 {
 			e.Code, e.Message = "no_server", strings.Join(empty, ", ")+" is connected but runs no AI server"
-			e.Hint = "start Ollama on it, or name its server in a [[miner.backend]]"
+			if len(empty) > 1 {
+				e.Message = strings.Join(empty, ", ") + " are connected but run no AI server"
+			}
+			e.Hint = noServerHint
 		}
 		return e
 	}
