@@ -82,16 +82,6 @@ func explain(err error, c *client) *Error {
 			Exit: ExitNoPath, Code: "wrong_coordinator", Message: "not the coordinator that is named by " + string(c.membership.origin) + ": " + err.Error(), Err: err,
 			Hint: "it was set up anew, or somebody stands in between: ask its owner for the current join link",
 		}
-	case errors.Is(err, identity.ErrKeyChanged):
-		var changed *identity.KeyChangedError
-		errors.As(err, &changed)
-		return &Error{Exit: ExitNoPath, Code: "coordinator_key", Message: changed.Error(), Err: err}
-	case errors.Is(err, identity.ErrPeer):
-		return &Error{
-			Exit: ExitNoPath, Code: "coordinator_key", Err: err,
-			Message: "another coordinator than the join link names: " + err.Error(),
-			Hint:    "it was set up anew, or somebody stands in between; ask its owner for the current join link",
-		}
 	case errors.Is(err, signal.ErrNotConnected):
 		return c.unreachable(err)
 	case errors.Is(err, context.DeadlineExceeded):
