@@ -382,6 +382,8 @@ func (r *race) failure(ctx context.Context) error {
 		reason += "; the relay failed: " + r.relayErr.Error()
 	case r.relay != nil:
 		reason += "; the relay was open but the miner did not answer through it"
+	case r.relayWanted:
+		reason += "; the relay did not answer in time"
 	}
 	return &PathError{Session: r.s.id, Miner: r.s.minerName, Reason: reason, Err: r.lastErr}
 }

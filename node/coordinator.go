@@ -147,7 +147,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	transport := signal.NewTransport(packets, cfg.Key)
 	c.quic = transport
 	if c.ledger, err = openLedger(cfg.Reputation, cfg.Log); err != nil {
-		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Hint: "is another coordinator running with the same -state?", Err: err}
+		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Err: err}
 	}
 	c.board = match.NewBoard(c.ledger)
 	if cfg.TURN.Enabled && len(cfg.TURN.URLs) == 0 {
