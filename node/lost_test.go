@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-
-	"github.com/rs/zerolog"
 )
 
 // losses are the ways in which an answer can break off. Each leaves "first" at
@@ -83,7 +81,7 @@ func (c *labClient) endpoint(t *testing.T) string {
 	late := &lateClient{}
 	late.client.Store(c.client)
 	start(t, "the endpoint", func(ctx context.Context) error {
-		return serveGateway(ctx, ln, late, &setup{cfg: DefaultConfig(), log: zerolog.Nop()})
+		return serveGateway(ctx, ln, late, &setup{cfg: DefaultConfig(), log: c.log})
 	})
 	return "http://" + ln.Addr().String()
 }
