@@ -196,9 +196,9 @@ func (c *command) run(ctx context.Context, std IO) error {
 
 const helpText = `mintai: ask AI that runs on another machine, through a direct encrypted tunnel
 
-  mintai -mode coordinator                          introduces clients to miners
-  mintai -mode miner -config miner.toml             serves this machine's AI models
-  mintai -mode client ask "What is a tunnel?"       asks
+  mintai -mode coordinator                      introduces clients to miners
+  mintai -mode miner -config miner.toml         serves this machine's AI models
+  mintai -mode client ask "What is a tunnel?"   asks
 
 client commands
   ask PROMPT...      the answer on stdout, all else on stderr; stdin is appended
@@ -208,12 +208,12 @@ client commands
 dev ask PROMPT...    coordinator, miner and client in one process, to try it
 
 flags, anywhere on the line
-  -config FILE       TOML; see config.example.toml      -state DIR    keys and tickets
-  -join LINK         else MINTAI_JOIN, config, 'join'   -listen ADDR  of proxy, coordinator
-  -m, -model NAME    model, model@miner or @miner       -s, -system   system prompt
-  -timeout D         give up after D, such as 90s       -json         one JSON object
-  -q                 no footer                          -v            path, reason, tries
-  -log-level LEVEL   trace debug info warn error off    -version, -help
+  -config FILE     TOML; see config.example.toml    -state DIR   keys, tickets
+  -join LINK       else MINTAI_JOIN, config, join   -listen ADDR to listen on
+  -m, -model NAME  model, model@miner or @miner     -s, -system  system prompt
+  -timeout D       give up after D, such as 90s     -json        one JSON object
+  -q               no footer                        -v           path and tries
+  -log-level LEVEL trace debug info warn error off  -version, -help
 
 exit codes: 0 ok, 1 internal, 2 usage, 3 not admitted, 4 no miner, 5 no path,
   6 lost midway, 7 deadline, 8 refused by the AI server, 130 interrupted
