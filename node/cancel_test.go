@@ -15,6 +15,7 @@ const soon = time.Second
 // is doing and however the client goes away.
 func TestCancelReachesTheAIServer(t *testing.T) {
 	t.Parallel()
+	const maxIdle, resumeWindow = 2 * time.Second, 500 * time.Millisecond
 	for _, at := range []struct {
 		name   string
 		answer func(*aiCall)
@@ -30,8 +31,8 @@ func TestCancelReachesTheAIServer(t *testing.T) {
 		}{
 			{"Ctrl-C", func(_ *labClient, p *process) { p.cancel() }, soon},
 			{"the client stops", func(cl *labClient, _ *process) { cl.part.stop() }, soon},
-			// Nobody says anything: the idle timeout of 30 s, then the resume window.
-			{"the client vanishes", func(cl *labClient, _ *process) { cl.kill() }, 36 * time.Second},
+			// Nobody says anything: the idle timeout, then the resume window.
+			{"the client vanishes", func(cl *labClient, _ *process) { cl.kill() }, maxIdle + resumeWindow + soon},
 		} {
 			t.Run(at.name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
@@ -41,7 +42,9 @@ func TestCancelReachesTheAIServer(t *testing.T) {
 					defer close(ended)
 					at.answer(c)
 				})
-				m := l.miner("gpu-box", ai)
+				m := l.miner("gpu-box", ai, func(c *minerConfig) {
+					c.Deadlines.MaxIdle, c.Deadlines.ResumeWindow = maxIdle, resumeWindow
+				})
 				cl := l.client()
 				p := cl.ask(t, askOptions{prompt: []string{"?"}})
 				receive(t, "the question", ai.began)

@@ -218,7 +218,8 @@ func (r *race) dial(ctx context.Context, at ice.Reached) {
 	}
 	r.dials++
 	cfg := quicstream.DialConfig{
-		Transport: r.socket.Transport(), Addr: net.UDPAddrFromAddrPort(at.Addr), Key: r.key, Peer: r.s.miner, Log: r.log,
+		Transport: r.socket.Transport(), Addr: net.UDPAddrFromAddrPort(at.Addr), Key: r.key, Peer: r.s.miner,
+		MaxIdle: r.deadlines.MaxIdle, Log: r.log,
 	}
 	if at.Kind == ice.RelayUDP {
 		r.relayPending++

@@ -92,7 +92,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
 		Key: cfg.Key, Authorize: m.authorize, Handler: http.HandlerFunc(m.serve),
-		ResumeWindow: cfg.Deadlines.ResumeWindow, Log: cfg.Log,
+		ResumeWindow: cfg.Deadlines.ResumeWindow, MaxIdle: cfg.Deadlines.MaxIdle, Log: cfg.Log,
 	})
 	if err != nil {
 		_ = socket.Close()

@@ -137,13 +137,13 @@ func newRawPair(b *testing.B, r *rig) *rawPair {
 		b.Fatal(err)
 	}
 	tr := socket(b)
-	ln, err := tr.Listen(serverTLS, serverQUIC(DefaultMaxStreams, idleTimeout))
+	ln, err := tr.Listen(serverTLS, serverQUIC(DefaultMaxStreams, DefaultMaxIdle))
 	if err != nil {
 		b.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), testWait)
 	defer cancel()
-	client, err := socket(b).Dial(ctx, tr.Conn.LocalAddr(), clientTLS, clientQUIC(false))
+	client, err := socket(b).Dial(ctx, tr.Conn.LocalAddr(), clientTLS, clientQUIC(false, DefaultMaxIdle))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -18,13 +18,12 @@ const (
 	streamWindow = 6 << 20
 
 	handshakeTimeout = 5 * time.Second
-	idleTimeout      = 30 * time.Second
 	keepAlive        = 15 * time.Second
 )
 
 // clientQUIC is the configuration of a dialing tunnel: it receives answers.
-func clientQUIC(relayed bool) *quic.Config {
-	c := baseQUIC()
+func clientQUIC(relayed bool, idle time.Duration) *quic.Config {
+	c := baseQUIC(idle)
 	c.InitialStreamReceiveWindow = 1 << 20
 	c.MaxStreamReceiveWindow = streamWindow
 	c.InitialConnectionReceiveWindow = 2 << 20
@@ -37,8 +36,7 @@ func clientQUIC(relayed bool) *quic.Config {
 // serverQUIC is the configuration of an accepting tunnel: it receives prompts
 // from strangers, so its windows bound memory.
 func serverQUIC(maxStreams int64, idle time.Duration) *quic.Config {
-	c := baseQUIC()
-	c.MaxIdleTimeout = idle
+	c := baseQUIC(idle)
 	c.InitialStreamReceiveWindow = 256 << 10
 	c.MaxStreamReceiveWindow = 1 << 20
 	c.InitialConnectionReceiveWindow = 1 << 20
@@ -47,11 +45,11 @@ func serverQUIC(maxStreams int64, idle time.Duration) *quic.Config {
 	return c
 }
 
-func baseQUIC() *quic.Config {
+func baseQUIC(idle time.Duration) *quic.Config {
 	return &quic.Config{
 		Versions:              []quic.Version{quic.Version1},
 		HandshakeIdleTimeout:  handshakeTimeout,
-		MaxIdleTimeout:        idleTimeout,
+		MaxIdleTimeout:        idle, // the shorter one of both ends counts (RFC 9000 §10.1)
 		KeepAlivePeriod:       keepAlive,
 		InitialPacketSize:     1200, // RFC 9000 §14.1; more dies in a 1280-byte network behind a relay
 		MaxIncomingUniStreams: 8,    // RFC 9114 §6.2: control, QPACK encoder and decoder, and a margin for reserved types

@@ -73,7 +73,7 @@ func expect(t testing.TB, r io.Reader, want string) {
 // takes it up where it stopped.
 func TestResumeAfterLostPath(t *testing.T) {
 	s := newStepper()
-	r := newRig(t, ServerConfig{Handler: s, idle: 500 * time.Millisecond})
+	r := newRig(t, ServerConfig{Handler: s, MaxIdle: 500 * time.Millisecond})
 	id := NewRequestID().String()
 	tr := socket(t)
 	first := r.dialFrom(tr, r.client)
@@ -108,7 +108,7 @@ func TestResumeAfterLostPath(t *testing.T) {
 
 func TestLostClientExpires(t *testing.T) {
 	s := newStepper()
-	r := newRig(t, ServerConfig{Handler: s, idle: 500 * time.Millisecond, ResumeWindow: 300 * time.Millisecond})
+	r := newRig(t, ServerConfig{Handler: s, MaxIdle: 500 * time.Millisecond, ResumeWindow: 300 * time.Millisecond})
 	tr := socket(t)
 	res := r.do(r.dialFrom(tr, r.client), post(t, "/", "{}"))
 	s.give(t, "token")

@@ -25,6 +25,7 @@ const (
 	DefaultMaxBody         = 32<<20 + 64<<10
 	DefaultBodyTimeout     = time.Minute
 	DefaultStallTimeout    = 2 * time.Minute
+	DefaultMaxIdle         = 30 * time.Second // also of DialConfig
 )
 
 const (
@@ -53,16 +54,14 @@ type ServerConfig struct {
 	MaxBody         int64         // bytes of one request body
 	BodyTimeout     time.Duration // longest wait for a request body
 	StallTimeout    time.Duration // longest time a client may not read at all
+	MaxIdle         time.Duration // a connection that hears nothing for so long is lost
 
 	// Log gets one line for a connection or an answer that ended badly. The
 	// zero Logger is silent.
 	Log zerolog.Logger
-
-	idle time.Duration // shorter than idleTimeout in tests of lost paths
 }
 
 func (c *ServerConfig) setDefaults() {
-	setDefault(&c.idle, idleTimeout)
 	setDefault(&c.ResumeWindow, DefaultResumeWindow)
 	setDefault(&c.BufferPerClient, DefaultBufferPerClient)
 	setDefault(&c.BufferTotal, DefaultBufferTotal)
@@ -70,6 +69,7 @@ func (c *ServerConfig) setDefaults() {
 	setDefault(&c.MaxBody, DefaultMaxBody)
 	setDefault(&c.BodyTimeout, DefaultBodyTimeout)
 	setDefault(&c.StallTimeout, DefaultStallTimeout)
+	setDefault(&c.MaxIdle, DefaultMaxIdle)
 }
 
 func setDefault[T ~int64](v *T, def T) {
@@ -121,7 +121,7 @@ func (s *Server) Serve(ctx context.Context, transport *quic.Transport) error {
 		return fmt.Errorf("tunnel server: %w", err)
 	}
 	tlsConf.SessionTicketsDisabled = true
-	listener, err := transport.Listen(tlsConf, serverQUIC(s.cfg.MaxStreams, s.cfg.idle))
+	listener, err := transport.Listen(tlsConf, serverQUIC(s.cfg.MaxStreams, s.cfg.MaxIdle))
 	if err != nil {
 		return fmt.Errorf("tunnel server: %w", err)
 	}

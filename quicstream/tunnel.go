@@ -28,6 +28,7 @@ type DialConfig struct {
 	Key       *identity.Key   // our own
 	Peer      identity.NodeID // the only node that may answer; must not be zero
 	Relayed   bool            // the path goes through a relay: no DPLPMTUD (RFC 8899)
+	MaxIdle   time.Duration   // a tunnel that hears nothing for so long is lost; 0: DefaultMaxIdle
 	Log       zerolog.Logger
 }
 
@@ -55,11 +56,12 @@ func Dial(ctx context.Context, cfg DialConfig) (*Tunnel, error) {
 	if cfg.Transport == nil || cfg.Addr == nil || cfg.Key == nil || cfg.Peer.IsZero() {
 		return nil, errors.New("quicstream: dialing needs a transport, an address, a key and a peer")
 	}
+	setDefault(&cfg.MaxIdle, DefaultMaxIdle)
 	tlsConf, err := cfg.Key.ClientTLS(ALPN, cfg.Peer, nil)
 	if err != nil {
 		return nil, fmt.Errorf("tunnel: %w", err)
 	}
-	conn, err := cfg.Transport.Dial(ctx, cfg.Addr, tlsConf, clientQUIC(cfg.Relayed))
+	conn, err := cfg.Transport.Dial(ctx, cfg.Addr, tlsConf, clientQUIC(cfg.Relayed, cfg.MaxIdle))
 	if err != nil {
 		return nil, fmt.Errorf("tunnel to %s: %w", cfg.Peer.Short(), dialError(err))
 	}
