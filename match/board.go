@@ -135,7 +135,7 @@ func (b *Board) Take(n Needs, session identity.SessionID, expires, now time.Time
 	if err != nil {
 		return Choice{}, err
 	}
-	b.beginLocked(session, c.Miner, c.Model.Name, expires)
+	b.beginLocked(pending{session: session, asker: n.Asker, model: c.Model.Name, expires: expires}, c.Miner)
 	return c, nil
 }
 
@@ -191,7 +191,7 @@ func (b *Board) considerLocked(e *entry, n *Needs, p *pin, now time.Time) (candi
 	if c.score < n.MinReputation {
 		return candidate{}, nil, stepReputation
 	}
-	return c, m, room(&e.lease, c.load, n.Exclude)
+	return c, m, room(e, c.load, n, now)
 }
 
 // judgedLocked asks the judge and brings the answer into its bounds, so that

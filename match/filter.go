@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"mintai/identity"
 )
 
 // step is one filter, in the order in which they are applied. A miner is
@@ -138,13 +136,15 @@ func consider(e *entry, n *Needs, p *pin, now time.Time) (*Model, step) {
 }
 
 // room says whether a miner takes a new session just now.
-func room(l *Lease, load int, exclude []identity.NodeID) step {
+func room(e *entry, load int, n *Needs, now time.Time) step {
+	l := &e.lease
+	most := l.Slots + l.QueueLimit
 	switch {
-	case slices.Contains(exclude, l.Miner):
+	case slices.Contains(n.Exclude, l.Miner):
 		return stepExclude
 	case l.Draining:
 		return stepDraining
-	case load >= l.Slots+l.QueueLimit:
+	case load >= most && e.fairLoad(n.Asker, now) >= most:
 		return stepFull
 	}
 	return stepKept

@@ -15,6 +15,7 @@ import (
 //	             └── End, or Expires ─────┘──► forgotten
 type pending struct {
 	session     identity.SessionID
+	asker       identity.NodeID // zero: unknown
 	model       api.Model
 	expires     time.Time
 	established bool
@@ -32,6 +33,32 @@ func (e *entry) load(now time.Time) int {
 	return n
 }
 
+// fairLoad is the load that stands in the way of one asker. Sessions on their
+// way are promises, and whoever breaks them all must not keep the others out:
+// of every other asker at most one more counts than of this one. A promise that
+// is kept shows in the lease, where it counts in full.
+func (e *entry) fairLoad(asker identity.NodeID, now time.Time) int {
+	if asker.IsZero() {
+		return e.load(now)
+	}
+	n := e.lease.InFlight + e.lease.Queued
+	by := make(map[identity.NodeID]int)
+	for i := range e.pending {
+		switch p := &e.pending[i]; {
+		case !now.Before(p.expires):
+		case p.asker.IsZero():
+			n++
+		default:
+			by[p.asker]++
+		}
+	}
+	own := by[asker]
+	for _, promised := range by {
+		n += min(promised, own+1)
+	}
+	return n
+}
+
 // Begin counts a new session as load of its miner, from the grant until it is
 // Ended, until a lease that came after Established shows it, or until expires:
 // the moment by which the session's request must have reached the miner (its
@@ -41,17 +68,17 @@ func (e *entry) load(now time.Time) int {
 func (b *Board) Begin(session identity.SessionID, miner identity.NodeID, model api.Model, expires time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.beginLocked(session, miner, model, expires)
+	b.beginLocked(pending{session: session, model: model, expires: expires}, miner)
 }
 
-func (b *Board) beginLocked(session identity.SessionID, miner identity.NodeID, model api.Model, expires time.Time) {
-	b.endLocked(session)
+func (b *Board) beginLocked(p pending, miner identity.NodeID) {
+	b.endLocked(p.session)
 	e := b.entries[miner]
 	if e == nil {
 		return
 	}
-	e.pending = append(e.pending, pending{session: session, model: model, expires: expires})
-	b.sessions[session] = e
+	e.pending = append(e.pending, p)
+	b.sessions[p.session] = e
 }
 
 // Established says that the session's tunnel is up: the miner's next lease

@@ -25,6 +25,9 @@ type Needs struct {
 	// Local says that the asker was admitted as the coordinator's own user on
 	// its own machine.
 	Local bool
+	// Asker is the node that asks, so that sessions on their way are shared
+	// fairly among askers; zero: unknown.
+	Asker identity.NodeID
 	// Exclude are the miners that just failed this client.
 	Exclude []identity.NodeID
 }

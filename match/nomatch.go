@@ -70,7 +70,8 @@ type NoMatchError struct {
 const (
 	maxOffered  = 32
 	maxNoServer = 32
-	namesShown  = 5 // in Error, of Offered and of NoServer
+	namesShown  = 5  // in Error, of Offered and of NoServer
+	nameShown   = 48 // characters of each
 )
 
 // Is makes errors.Is(err, ErrNoMatch) true.
@@ -117,12 +118,21 @@ func modelNames(models []api.Model) []string {
 	return out
 }
 
-// shorten joins the first names and says how many are left out.
+// shorten joins the first names and says how many are left out. A name that is
+// longer than anybody reads is cut.
 func shorten(names []string) string {
-	if len(names) <= namesShown {
-		return strings.Join(names, ", ")
+	shown := make([]string, 0, namesShown)
+	for _, name := range names[:min(len(names), namesShown)] {
+		if r := []rune(name); len(r) > nameShown {
+			name = string(r[:nameShown-1]) + "…"
+		}
+		shown = append(shown, name)
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:namesShown], ", "), len(names)-namesShown)
+	text := strings.Join(shown, ", ")
+	if len(names) > namesShown {
+		text += fmt.Sprintf(" and %d more", len(names)-namesShown)
+	}
+	return text
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%d s", int(max(d, time.Second).Seconds())) }

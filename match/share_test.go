@@ -248,3 +248,41 @@ func BenchmarkPick(b *testing.B) {
 		})
 	}
 }
+
+// TestPromisesAreShared: an asker who is promised everything and never comes
+// keeps nobody else out, and one who is alone may have it all.
+func TestPromisesAreShared(t *testing.T) {
+	b := NewBoard(nil)
+	b.Put(with(lease(1, model("m")), func(l *Lease) { l.Slots, l.QueueLimit = 4, 4 }))
+	greedy, modest, third := node(100), node(101), node(102)
+	soon := t0.Add(15 * time.Second)
+	next := 0
+	take := func(asker identity.NodeID) error {
+		next++
+		_, err := b.Take(Needs{Model: "m", Asker: asker}, session(next), soon, t0)
+		return err
+	}
+	got := func(asker identity.NodeID) (n int) {
+		for take(asker) == nil {
+			n++
+		}
+		return n
+	}
+	if n := got(greedy); n != 8 {
+		t.Errorf("alone: %d of 8", n)
+	}
+	if n := got(modest); n != 4 {
+		t.Errorf("the second of two: %d, want 4", n)
+	}
+	if n := got(third); n != 3 {
+		t.Errorf("the third of three: %d, want 3", n)
+	}
+	if take(greedy) == nil {
+		t.Error("the greedy one got more")
+	}
+	// What really runs counts in full.
+	b.Put(with(lease(1, model("m")), func(l *Lease) { l.Slots, l.QueueLimit, l.InFlight, l.Queued = 4, 4, 4, 4 }))
+	if take(node(103)) == nil {
+		t.Error("a miner that is full of work was named")
+	}
+}
