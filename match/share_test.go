@@ -274,8 +274,8 @@ func TestPromisesAreShared(t *testing.T) {
 	if n := got(modest); n != 4 {
 		t.Errorf("the second of two: %d, want 4", n)
 	}
-	if n := got(third); n != 3 {
-		t.Errorf("the third of three: %d, want 3", n)
+	if n := got(third); n != 2 {
+		t.Errorf("the third of three: %d, want 2", n)
 	}
 	if take(greedy) == nil {
 		t.Error("the greedy one got more")
