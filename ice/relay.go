@@ -82,7 +82,7 @@ type Relay struct {
 
 // OpenRelay allocates on the first of the server's addresses that answers. It
 // ends with ctx; the Relay itself lasts, and refreshes itself, until Close.
-func OpenRelay(ctx context.Context, cfg RelayConfig) (*Relay, error) {
+func OpenRelay(ctx context.Context, cfg RelayConfig) (*Relay, error) { //nolint:contextcheck // the Relay outlives the opening
 	if err := checkBoth(cfg.Local, cfg.Remote); err != nil {
 		return nil, fmt.Errorf("relay: %w", err)
 	}

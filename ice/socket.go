@@ -26,7 +26,6 @@ import (
 	"github.com/pion/transport/v2/stdnet"
 	"github.com/quic-go/quic-go"
 	"github.com/rs/zerolog"
-
 )
 
 // ErrClosed is returned by everything that is used after its Close.

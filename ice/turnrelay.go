@@ -236,6 +236,7 @@ type relayConn struct {
 	session *turnSession
 	rights  atomic.Pointer[rights]
 	limit   *rate.Limiter // nil: none
+	heard   heardPeers
 	once    sync.Once     // the end of reading
 }
 
@@ -251,6 +252,39 @@ func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn) *relayConn 
 func (r *relayConn) serves(peer netip.AddrPort) bool {
 	now := r.rights.Load()
 	return peer.Port() >= minPeerPort && now.peers[peer.Addr()] && time.Now().Before(now.expires)
+}
+
+// maxHeard bounds the miner's ports of one allocation. It has one, and a new one
+// whenever its NAT forgets.
+const maxHeard = 32
+
+// heardPeers are the addresses that have sent to an allocation. Readers need no
+// lock: the map is replaced, never changed.
+type heardPeers struct {
+	now atomic.Pointer[map[netip.AddrPort]struct{}]
+}
+
+// add is called by the allocation's reader only.
+func (h *heardPeers) add(peer netip.AddrPort) {
+	if h.has(peer) {
+		return
+	}
+	next := map[netip.AddrPort]struct{}{peer: {}}
+	if old := h.now.Load(); old != nil && len(*old) < maxHeard { // else begin anew: who is there speaks again
+		for p := range *old {
+			next[p] = struct{}{}
+		}
+	}
+	h.now.Store(&next)
+}
+
+func (h *heardPeers) has(peer netip.AddrPort) bool {
+	heard := h.now.Load()
+	if heard == nil {
+		return false
+	}
+	_, ok := (*heard)[peer]
+	return ok
 }
 
 func (r *relayConn) within(n int) bool {
@@ -281,6 +315,7 @@ func (r *relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
 			r.server.counters.droppedPeer.Add(1)
 			continue
 		}
+		r.heard.add(from)
 		if !r.within(n) {
 			continue
 		}
@@ -292,7 +327,7 @@ func (r *relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
 // WriteTo sends to the miner and drops what is for anybody else, or too much.
 func (r *relayConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	peer := addrPort(to)
-	if !r.serves(peer) {
+	if !r.serves(peer) || r.server.cfg.PeersSpeakFirst && !r.heard.has(peer) {
 		r.server.counters.droppedPeer.Add(1)
 		return len(b), nil
 	}

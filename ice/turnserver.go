@@ -39,6 +39,11 @@ type TURNConfig struct {
 	// BytesPerSecond bounds one allocation, both directions together; what is
 	// over it is dropped. Zero: 16 MiB. Negative: no bound.
 	BytesPerSecond int
+	// PeersSpeakFirst lets clients send only to ports from which the session's
+	// miner has sent to the relayed address before. Legs answer checks and never
+	// begin, so it costs them nothing, and nobody can reach other services at the
+	// miner's address, which is the coordinator's own when both share a machine.
+	PeersSpeakFirst bool
 	// Lifetime is how long an allocation lives without a Refresh. Zero: 10
 	// minutes, the default of RFC 8656 §3.2.
 	Lifetime time.Duration

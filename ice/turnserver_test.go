@@ -338,7 +338,10 @@ func TestTURNSurvivesGarbage(t *testing.T) {
 	c := newRawTURN(t, server, user, testPassword)
 	valid := stunv4.MustBuild(stunv4.TransactionID, stunv4.NewType(stunv4.MethodAllocate, stunv4.ClassRequest), transportUDP)
 	for _, b := range [][]byte{
-		nil, {0}, {0x40, 0, 0xff, 0xff}, make([]byte, 1590), valid.Raw[:19], valid.Raw[:len(valid.Raw)-1],
+		nil,
+		{0},
+		{0x40, 0, 0xff, 0xff},
+		make([]byte, 1590), valid.Raw[:19], valid.Raw[:len(valid.Raw)-1],
 		append([]byte{0x00, 0x01, 0xff, 0xff}, valid.Raw[4:]...),
 	} {
 		c.send(b)

@@ -70,19 +70,27 @@ func TestRuntimeFilePlaces(t *testing.T) {
 		want               string
 	}{
 		{
-			"XDG_RUNTIME_DIR", map[string]string{"XDG_RUNTIME_DIR": run}, map[string]string{"XDG_RUNTIME_DIR": run},
+			"XDG_RUNTIME_DIR",
+			map[string]string{"XDG_RUNTIME_DIR": run},
+			map[string]string{"XDG_RUNTIME_DIR": run},
 			state, home, filepath.Join(run, file),
 		},
 		{
-			"the state folder", map[string]string{"HOME": home}, map[string]string{"HOME": home},
+			"the state folder",
+			map[string]string{"HOME": home},
+			map[string]string{"HOME": home},
 			filepath.Join(home, "s"), filepath.Join(home, "s"), filepath.Join(home, "s", "run", "coordinator.json"),
 		},
 		{
-			"a folder that cannot be made", map[string]string{"XDG_RUNTIME_DIR": "/dev/null/x"}, map[string]string{},
+			"a folder that cannot be made",
+			map[string]string{"XDG_RUNTIME_DIR": "/dev/null/x"},
+			map[string]string{},
 			state, state, filepath.Join(state, "run", "coordinator.json"),
 		},
 		{
-			"an asker with a state folder of its own", map[string]string{"HOME": home}, map[string]string{"HOME": home},
+			"an asker with a state folder of its own",
+			map[string]string{"HOME": home},
+			map[string]string{"HOME": home},
 			filepath.Join(home, ".local", "state", "mintai"), t.TempDir(),
 			filepath.Join(home, ".local", "state", "mintai", "run", "coordinator.json"),
 		},

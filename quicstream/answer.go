@@ -44,7 +44,7 @@ type answer struct {
 
 	charged int64 // guarded by reg.mu
 
-	ctx    context.Context // the handler's; its cause says why it was cancelled
+	ctx    context.Context //nolint:containedctx // the handler's; its cause says why it was cancelled
 	cancel context.CancelCauseFunc
 
 	mu      sync.Mutex // guards what follows

@@ -2,6 +2,7 @@ package quicstream
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -74,7 +75,9 @@ func newRig(tb testing.TB, cfg ServerConfig) *rig {
 		}
 		stopped = true
 		cancel()
-		<-served
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, ErrServerClosed) {
+			r.tb.Errorf("Serve: %v", err)
+		}
 		done, end := context.WithTimeout(context.Background(), 0)
 		defer end()
 		if err := server.Shutdown(done); err != nil && done.Err() == nil {

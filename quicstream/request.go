@@ -66,7 +66,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	fresh := newAnswer(c.requestContext(), key, &s.cfg, s.reg, &s.stats)
+	fresh := newAnswer(c.requestContext(), key, &s.cfg, s.reg, &s.stats) //nolint:contextcheck // an answer outlives its request
 	body, refusal := c.readBody(fresh, r)
 	if refusal != "" {
 		s.reg.releaseAll(fresh)
@@ -79,12 +79,11 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		clear(body)
 		s.reg.releaseAll(fresh)
 	}
-	switch refusal {
-	case "":
-	case RefusedUnknownRequest:
+	if refusal == RefusedUnknownRequest {
 		s.refuse(w, http.StatusNotFound, refusal, "nothing to resume under this request ID")
 		return
-	case RefusedGoingAway:
+	}
+	if refusal != "" { // only RefusedGoingAway is left
 		s.refuse(w, http.StatusServiceUnavailable, refusal, "the miner is shutting down")
 		return
 	}
@@ -95,7 +94,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	att := &attachment{w: w, qs: qs, stall: s.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead}
-	c.leave(att, a.attach(att))
+	c.leave(att, a.attach(att)) //nolint:contextcheck // the answer has a context of its own
 }
 
 // answerFor returns the answer that already exists for fresh's key, or
@@ -235,7 +234,7 @@ func (s *Server) callHandler(w http.ResponseWriter, req *http.Request) (failure 
 	defer func() {
 		if p := recover(); p != nil {
 			failure = errBroken
-			if p != http.ErrAbortHandler {
+			if p != http.ErrAbortHandler { //nolint:errorlint // a panic's value, never wrapped
 				s.cfg.Log.Error().Str("panic", fmt.Sprintf("%T", p)).Bytes("stack", debug.Stack()).Msg("tunnel handler panicked")
 			}
 		}

@@ -187,7 +187,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, a := range s.reg.of(identity.NodeID{}) {
 		a.stop(ErrServerClosed)
 	}
-	grace, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	if gerr := s.wait(grace, func() bool { return s.running == 0 }); gerr != nil {
 		return fmt.Errorf("tunnel server: a handler ignores its context: %w", gerr)

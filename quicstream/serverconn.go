@@ -56,7 +56,7 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 	if s.isDraining() { // a client that lost its path may still fetch its answer
 		c.announceDrain()
 	}
-	err = c.run()
+	err = c.run() //nolint:contextcheck // ends with the connection, which ctx closes
 	last := s.remove(c)
 	if ce, ok := errors.AsType[*CloseError](err); ok && ce.Remote && ce.Code.ends() && last {
 		for _, a := range s.reg.of(peer) {

@@ -234,7 +234,7 @@ func (t *Tunnel) requestError(ctx context.Context, received int64, err error) er
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if cause := context.Cause(t.conn.Context()); cause != nil && !isStreamReset(err) {
+	if cause := context.Cause(t.conn.Context()); cause != nil && !isStreamReset(err) { //nolint:contextcheck // the connection's own
 		return &LostError{Received: received, Err: connError(cause)}
 	}
 	switch {
@@ -249,7 +249,7 @@ func (t *Tunnel) requestError(ctx context.Context, received int64, err error) er
 // answerBody counts what it hands on and names its errors.
 type answerBody struct {
 	t        *Tunnel
-	ctx      context.Context // the request's: RoundTrip's contract ties the body to it
+	ctx      context.Context //nolint:containedctx // the request's: RoundTrip's contract ties the body to it
 	inner    io.ReadCloser
 	received int64
 	over     atomic.Bool
