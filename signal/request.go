@@ -136,7 +136,9 @@ func newRequest(nonce []byte, early bool) *request {
 func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.Deadlines.Match, errNoAnswer)
 	defer cancel()
-	n.add(r)
+	if err := n.add(r); err != nil {
+		return Update{}, err
+	}
 	stale := time.NewTicker(n.cfg.Deadlines.Stale)
 	defer stale.Stop()
 	for {
@@ -154,20 +156,27 @@ func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 	}
 }
 
+// maxRequests is how many requests may wait at a time.
+const maxRequests = 4096
+
 // add makes r known. It is sent at once when the connection permits; otherwise
-// the dialing side is woken.
-func (n *Node) add(r *request) {
+// the dialing side is woken. The error is ErrQueueFull.
+func (n *Node) add(r *request) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if len(n.requests) >= maxRequests {
+		return ErrQueueFull
+	}
 	n.requests[r.nonce] = r
 	if n.link != nil {
 		n.flushLocked(n.link)
-		return
+		return nil
 	}
 	select {
 	case n.wake <- struct{}{}:
 	default: // already woken
 	}
+	return nil
 }
 
 func (n *Node) drop(r *request) {
@@ -175,15 +184,36 @@ func (n *Node) drop(r *request) {
 	defer n.mu.Unlock()
 	if n.requests[r.nonce] == r {
 		delete(n.requests, r.nonce)
+		n.flushNextLocked()
 	}
 }
 
+// flushNextLocked sends what waited for the end of another request.
+func (n *Node) flushNextLocked() {
+	if n.link != nil {
+		n.flushLocked(n.link)
+	}
+}
+
+// maxAsked is how many requests may be unanswered on one connection. More would
+// fill its queues, and the connection would be ended for it, again and again.
+const maxAsked = 32
+
 // flushLocked sends what waits and may be sent on l now, in one flight, after
-// the messages before.
+// the messages before. What is too much goes as soon as others are answered.
 func (n *Node) flushLocked(l *link, before ...*signalpb.Envelope) {
-	envs := before
+	envs, room := before, maxAsked
 	for _, r := range n.requests {
+		if r.sentOn == l && !r.done {
+			room--
+		}
+	}
+	for _, r := range n.requests {
+		if room <= 0 {
+			break
+		}
 		if r.sentOn != l && !r.done && (r.early || l.complete) {
+			room--
 			r.sentOn, r.heard = l, l.conn.ConnectionStats().PacketsReceived
 			envs = append(envs, r.env)
 		}
@@ -220,6 +250,7 @@ func (n *Node) answer(nonce []byte, u Update) bool {
 		return false
 	}
 	r.giveLocked(u)
+	n.flushNextLocked()
 	return true
 }
 
