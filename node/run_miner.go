@@ -51,6 +51,7 @@ func (c *command) runMiner(ctx context.Context, std IO) error {
 	s.log.Info().Str("node", key.ID().Short()).Strs("coordinator", member.addrs).Msg("miner starts")
 	g := newGroup(ctx)
 	g.start(m.Run)
+	g.start(m.sayTrouble)
 	g.start(func(ctx context.Context) error {
 		serveMetrics(ctx, s.cfg.Miner.Metrics, registry, m.healthy, s.log)
 		<-ctx.Done()
