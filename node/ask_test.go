@@ -35,6 +35,19 @@ func TestAskAnswers(t *testing.T) {
 	}
 }
 
+// Nobody goes on looking for a path once the tunnel is up.
+func TestChecksEndWithTheTunnel(t *testing.T) {
+	t.Parallel()
+	l, m, _ := ready(t, says("ok"))
+	cl := l.client()
+	if got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait(); got.exit != ExitOK {
+		t.Fatalf("%+v", got)
+	}
+	if a, b := cl.socket.Stats().Sessions, m.socket.Stats().Sessions; a != 0 || b != 0 {
+		t.Errorf("%d ICE sessions at the client, %d at the miner", a, b)
+	}
+}
+
 // Without a terminal and without -v, only the answer is written.
 func TestAskIsQuietInPipes(t *testing.T) {
 	t.Parallel()

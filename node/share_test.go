@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Two terminals of one user have one key.
@@ -130,6 +131,28 @@ func TestQueue(t *testing.T) {
 	}
 	if !waiting[1].has("queued 1…") {
 		t.Errorf("the second in the queue saw %q", waiting[1].seen)
+	}
+}
+
+// Who waits for a turn is not given up for a late first byte.
+func TestQueueOutlastsFirstByte(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	ai := newAI(t, "m", func(c *aiCall) { waitGate(c); c.end() })
+	ai.slots = 1
+	m := l.miner("gpu-box", ai)
+	first := l.client().ask(t, askOptions{prompt: []string{"?"}})
+	first.out.waitFor("first")
+	const firstByte = 300 * time.Millisecond
+	second := l.client(func(c *clientConfig) { c.Deadlines.FirstByte = firstByte }).ask(t, askOptions{prompt: []string{"?"}})
+	waitUntil(t, "a queue", func() bool { return m.pool.Snapshot().Queued == 1 })
+	queued := time.Now()
+	waitUntil(t, "the time of the first byte is over", func() bool { return time.Since(queued) > 2*firstByte })
+	ai.gate()
+	for _, p := range []*process{first, second} {
+		if got := p.wait(); got.exit != ExitOK || got.out != "first" {
+			t.Errorf("%+v", got)
+		}
 	}
 }
 
