@@ -271,6 +271,14 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 		if err != nil {
 			return nil, nil, err
 		}
+		if pinned, err := identity.ParseNodeID(n.miner); err == nil && pinned != s.miner {
+			c.endSession(s.id, "not the pinned miner")
+			return nil, nil, &Error{
+				Exit: ExitNoMiner, Code: "not_pinned",
+				Message: fmt.Sprintf("the coordinator named %s instead of the pinned %s", s.miner.Short(), pinned.Short()),
+				Hint:    "it is not to be trusted: nothing was sent",
+			}
+		}
 		c.remember(s, n)
 		tr.match(s)
 		s.stage = tr.stage
