@@ -62,10 +62,15 @@ func (c *command) runMiner(ctx context.Context, std IO) error {
 
 // healthy is /healthz: a miner is well when its coordinator knows of it.
 func (m *miner) healthy() error {
-	if st := m.sig.Status(); !st.Connected {
-		return fmt.Errorf("not connected to a coordinator: %w", st.Err)
+	st := m.sig.Status()
+	switch {
+	case st.Connected:
+		return nil
+	case st.Err != nil:
+		return errors.New(troubleLine(m.cfg.Membership, st.Err))
+	default:
+		return errors.New("not connected to a coordinator yet")
 	}
-	return nil
 }
 
 // awaitMembership waits until a coordinator of this user runs on this machine,
