@@ -16,8 +16,12 @@ var ErrQueueFull = errors.New("signal: send queue full")
 // ErrClosed says that the connection has ended.
 var ErrClosed = errors.New("signal: connection closed")
 
-// outboxLimit is how many messages may wait for the network.
-const outboxLimit = 64
+// What may wait for the network. The bytes are those of a few large messages:
+// a node that reads nothing must not make the coordinator keep many.
+const (
+	outboxLimit = 64             // messages
+	outboxBytes = 4 * MaxMessage // bytes; one message always fits an empty queue
+)
 
 // outbox is the bounded send queue of one stream. Its writer goroutine lives
 // only while there is something to write, so that an idle connection costs no
@@ -28,6 +32,7 @@ type outbox struct {
 
 	mu      sync.Mutex // guards all below
 	queue   [][]byte
+	size    int // bytes in queue
 	writing bool
 	closed  bool
 	until   time.Time // of the last write, once finishing
@@ -40,7 +45,10 @@ func newOutbox(stream *quic.Stream, failed func(error)) *outbox {
 
 // send queues messages and returns at once. All of one call leave in one Write,
 // in one packet when they fit.
-func (o *outbox) send(envs ...*signalpb.Envelope) error {
+func (o *outbox) send(envs ...*signalpb.Envelope) error { return o.sendWithin(1, envs) }
+
+// sendWithin is send for messages that may fill only 1/part of the queue.
+func (o *outbox) sendWithin(part int, envs []*signalpb.Envelope) error {
 	frames := make([][]byte, 0, len(envs))
 	for _, env := range envs {
 		frame, err := encode(env)
@@ -49,19 +57,24 @@ func (o *outbox) send(envs ...*signalpb.Envelope) error {
 		}
 		frames = append(frames, frame)
 	}
-	return o.sendFrames(frames)
+	return o.sendFrames(part, frames)
 }
 
-func (o *outbox) sendFrames(frames [][]byte) error {
+func (o *outbox) sendFrames(part int, frames [][]byte) error {
+	size := 0
+	for _, f := range frames {
+		size += len(f)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
 		return ErrClosed
 	}
-	if len(o.queue)+len(frames) > outboxLimit {
+	if len(o.queue)+len(frames) > outboxLimit/part || o.size+size > outboxBytes/part {
 		return ErrQueueFull
 	}
 	o.queue = append(o.queue, frames...)
+	o.size += size
 	if !o.writing {
 		o.writing = true
 		o.wg.Go(o.write)
@@ -79,7 +92,7 @@ func (o *outbox) write() {
 		if _, err := o.stream.Write(batch); err != nil {
 			o.mu.Lock()
 			first := !o.closed
-			o.closed, o.writing, o.queue = true, false, nil
+			o.closed, o.writing, o.queue, o.size = true, false, nil, 0
 			o.mu.Unlock()
 			if first {
 				o.failed(err)
@@ -105,19 +118,15 @@ func (o *outbox) take() []byte {
 		return nil
 	case 1:
 		batch := o.queue[0]
-		o.queue = o.queue[:0]
+		o.queue, o.size = o.queue[:0], 0
 		return batch
 	}
-	var n int
-	for _, f := range o.queue {
-		n += len(f)
-	}
-	batch := make([]byte, 0, n)
+	batch := make([]byte, 0, o.size)
 	for i, f := range o.queue {
 		batch = append(batch, f...)
 		o.queue[i] = nil
 	}
-	o.queue = o.queue[:0]
+	o.queue, o.size = o.queue[:0], 0
 	return batch
 }
 

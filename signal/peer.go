@@ -112,6 +112,13 @@ func (p *Peer) Send(env *signalpb.Envelope) error {
 	return to.send(env)
 }
 
+// TrySend is Send for what another node or the peer's own haste causes: it takes
+// at most half of the queue, and a peer for which there is no room is told
+// nothing instead of being dropped.
+func (p *Peer) TrySend(env *signalpb.Envelope) error {
+	return p.out.sendWithin(2, []*signalpb.Envelope{env})
+}
+
 func (p *Peer) send(envs ...*signalpb.Envelope) error {
 	err := p.out.send(envs...)
 	if errors.Is(err, ErrQueueFull) {
