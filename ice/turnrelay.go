@@ -237,7 +237,7 @@ type relayConn struct {
 	rights  atomic.Pointer[rights]
 	limit   *rate.Limiter // nil: none
 	heard   heardPeers
-	once    sync.Once     // the end of reading
+	once    sync.Once // the end of reading
 }
 
 func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn) *relayConn {

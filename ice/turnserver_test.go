@@ -43,6 +43,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 
 // sink is a UDP socket that counts what arrives.
 type sink struct {
+	conn *net.UDPConn
 	addr netip.AddrPort
 	got  chan string
 }
@@ -53,7 +54,7 @@ func newSink(t testing.TB) *sink {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sink{addr: addrPort(conn.LocalAddr()), got: make(chan string, 64)}
+	s := &sink{conn: conn, addr: addrPort(conn.LocalAddr()), got: make(chan string, 64)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -400,5 +401,50 @@ func TestTURNDropsAFlood(t *testing.T) {
 		for range 50 {
 			c.send(request)
 		}
+	}
+}
+
+// With PeersSpeakFirst other services at the miner's address are out of reach.
+func TestTURNPeersSpeakFirst(t *testing.T) {
+	server := testTURN(t, TURNConfig{PeersSpeakFirst: true})
+	_, user := allow(server, "127.0.0.1")
+	c := newRawTURN(t, server, user, testPassword)
+	relayed := c.allocate()
+	miner, service := newSink(t), newSink(t)
+	for _, dst := range []*sink{miner, service} {
+		if _, code := c.request(stunv4.MethodCreatePermission, xorPeer(dst.addr)); code != 0 {
+			t.Fatalf("error %d", code)
+		}
+	}
+	dropped := server.Stats().DroppedPeer
+	c.indicate(miner.addr, "too early")
+	c.indicate(service.addr, "never")
+	eventually(t, "both were dropped", func() bool { return server.Stats().DroppedPeer == dropped+2 })
+	if _, err := miner.conn.WriteTo([]byte("here I am"), net.UDPAddrFromAddrPort(relayed)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the miner was heard", func() bool { return server.Stats().BytesToClients > 0 })
+	c.indicate(service.addr, "still never")
+	c.indicate(miner.addr, "an answer")
+	miner.expect(t, "an answer")
+	eventually(t, "the service stays out of reach", func() bool { return server.Stats().DroppedPeer == dropped+3 })
+	if n := len(service.got); n != 0 {
+		t.Errorf("%d datagrams reached the service", n)
+	}
+}
+
+func TestHeardPeersAreBounded(t *testing.T) {
+	var h heardPeers
+	at := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(2000+i))
+	}
+	for i := range 10 * maxHeard {
+		h.add(at(i))
+		if !h.has(at(i)) || len(*h.now.Load()) > maxHeard {
+			t.Fatalf("after %d: %d are kept", i, len(*h.now.Load()))
+		}
+	}
+	if h.has(at(0)) {
+		t.Error("the first of many is still kept")
 	}
 }
