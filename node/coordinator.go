@@ -36,6 +36,11 @@ const (
 	lostGrace = 15 * time.Minute
 	// maxSessionsPerClient bounds what one connection can hold.
 	maxSessionsPerClient = 256
+	// maxTrickles bounds the messages with candidates that one end of a session
+	// may send to the other.
+	maxTrickles = 16
+	// renewEvery is how soon a renewal is worth telling the miner again.
+	renewEvery = time.Minute
 )
 
 // The ways to be admitted, as Welcome.admitted_as says them.
@@ -96,6 +101,9 @@ type coordinator struct {
 	miners   map[identity.NodeID]*minerEntry
 	sessions map[identity.SessionID]*coordinatorSession
 	clients  map[*signal.Peer]int // live sessions of each connected client
+
+	listingsMu sync.Mutex // guards listings
+	listings   [2]listing // for strangers, and for the coordinator's own user
 }
 
 // minerEntry is a connected miner as its newest lease says.
@@ -124,6 +132,8 @@ type coordinatorSession struct {
 	offerEnds time.Time // zero: taken
 	expires   time.Time
 	orphaned  time.Time // when the session ends because its client left; zero: it is here
+	renewed   time.Time // when its client last renewed it
+	trickles  map[signalpb.Role]int
 }
 
 func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
@@ -208,7 +218,7 @@ func (c *coordinator) startTURN() error {
 	}
 	c.turn, err = ice.StartTURN(ice.TURNConfig{
 		Listen: addrs, RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
-		Tap: c.cfg.hooks.relay,
+		PeersSpeakFirst: true, Tap: c.cfg.hooks.relay,
 	})
 	if err != nil {
 		return &Error{
@@ -466,23 +476,48 @@ func (c *coordinator) tellMiner(s *coordinatorSession, env *signalpb.Envelope) b
 	c.mu.Lock()
 	m := c.miners[s.minerID]
 	c.mu.Unlock()
-	return m != nil && m.peer.Send(env) == nil
+	return m != nil && m.peer.TrySend(env) == nil // whose haste it was is not the miner's fault
 }
 
 // relayCandidates passes trickled candidates to the session's other end.
 func (c *coordinator) relayCandidates(p *signal.Peer, m *signalpb.Candidates) {
 	c.mu.Lock()
 	s := c.sessionLocked(p, m.GetSession())
-	c.mu.Unlock()
-	if s == nil {
+	if s == nil || s.trickles[p.Role()] >= maxTrickles {
+		c.mu.Unlock()
 		return
 	}
-	env := &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}
-	if p.Role() == signalpb.Role_ROLE_MINER {
-		_ = s.client.Send(env)
-	} else {
-		c.tellMiner(s, env)
+	if s.trickles == nil {
+		s.trickles = make(map[signalpb.Role]int, 2)
 	}
+	s.trickles[p.Role()]++
+	to := s.client
+	if miner := c.miners[s.minerID]; p.Role() == signalpb.Role_ROLE_CLIENT {
+		if miner == nil {
+			c.mu.Unlock()
+			return
+		}
+		to = miner.peer
+	}
+	c.mu.Unlock()
+	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+		Session: m.GetSession(), Candidates: relayable(m.GetCandidates(), p, to),
+	}}})
+}
+
+// relayable leaves out loopback addresses unless both ends are on this machine:
+// elsewhere they name services of the machine that is told to send to them.
+func relayable(candidates []*signalpb.Candidate, from, to *signal.Peer) []*signalpb.Candidate {
+	if from.Observed().Addr().IsLoopback() && to.Observed().Addr().IsLoopback() {
+		return candidates
+	}
+	out := make([]*signalpb.Candidate, 0, len(candidates))
+	for _, candidate := range candidates {
+		if addr, ok := readAddress(candidate.GetAddress()); ok && !addr.Addr().IsLoopback() {
+			out = append(out, candidate)
+		}
+	}
+	return out
 }
 
 // tunnelStatus watches the health of a connection.
@@ -509,13 +544,17 @@ func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
 		c.mu.Unlock()
 		return
 	}
-	s.expires = now.Add(c.cfg.Deadlines.Session)
-	c.mu.Unlock()
+	if !s.renewed.IsZero() && now.Sub(s.renewed) < renewEvery {
+		c.mu.Unlock()
+		return
+	}
+	s.renewed, s.expires = now, now.Add(c.cfg.Deadlines.Session)
 	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
 		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli()},
 	}}
+	c.mu.Unlock()
 	if c.tellMiner(s, env) {
-		_ = p.Send(env)
+		_ = p.TrySend(env)
 	}
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"mintai/api"
@@ -71,14 +72,14 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	grant := &signalpb.Grant{
 		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
 		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), Ice: forClient,
-		Candidates: candidates, Relay: c.lendRelay(s, entry.peer), Attempt: attempt, Why: choice.Why, Slots: uint32(choice.Slots),
+		Candidates: candidates, Relay: c.lendRelay(s, entry.peer), Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
 		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
 	}
 	offer := &signalpb.Offer{
 		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(),
 		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: sameUser,
 	}
-	if err := entry.peer.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
+	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", now)
 		return
 	}
@@ -174,7 +175,7 @@ func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.T
 	c.endLocked(s)
 	c.mu.Unlock()
 	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).Msg("next miner")
-	c.tellMiner(s, sessionEndMessage(s.id, reason))
+	c.tellMiner(s, sessionEndMessage(s.id, clip(reason)))
 	c.offer(s.client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
 }
 
@@ -184,18 +185,13 @@ func (c *coordinator) noMatch(p *signal.Peer, m *signalpb.NoMatch) {
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_NoMatch{NoMatch: m}})
 }
 
-// models lists what this node could be granted.
-func (c *coordinator) models(p *signal.Peer, req *signalpb.ModelsRequest, now time.Time) {
-	out := &signalpb.Models{Nonce: req.GetNonce()}
-	local := p.AdmittedAs() == admittedLocal
-	for _, o := range c.board.Offers(local, now) {
-		out.Offers = append(out.Offers, &signalpb.ModelOffer{
-			Model: writeModel(o.Model), Miner: nodeBytes(o.Miner), MinerName: o.Name, Reputation: o.Reputation,
-			Slots: uint32(o.Slots), InFlight: uint32(o.InFlight),
-		})
+// clip keeps a line that names of strangers are part of within the bounds that
+// its reader checks.
+func clip(text string) string {
+	if len(text) <= signal.MaxText {
+		return text
 	}
-	out.EmptyMiners = c.board.NoServer(local, now)
-	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Models{Models: out}})
+	return strings.ToValidUTF8(text[:signal.MaxText-len("…")], "") + "…"
 }
 
 // receipt records what a session showed.
@@ -233,7 +229,7 @@ func readNeeds(p *signal.Peer, n *signalpb.Needs, exclude []identity.NodeID) mat
 	return match.Needs{
 		Model: api.Model(n.GetModel()), Miner: n.GetMiner(), Call: api.Call(n.GetCall()),
 		Tools: n.GetTools(), Vision: n.GetVision(), JSON: n.GetJson(), ContextTokens: int(n.GetContextTokens()),
-		MinReputation: n.GetMinReputation(), Local: p.AdmittedAs() == admittedLocal, Exclude: exclude,
+		MinReputation: n.GetMinReputation(), Local: p.AdmittedAs() == admittedLocal, Asker: p.Node(), Exclude: exclude,
 	}
 }
 
@@ -270,13 +266,13 @@ func writeModel(m match.Model) *signalpb.OfferedModel {
 
 // writeNoMatch tells the client what each filter removed.
 func writeNoMatch(nonce []byte, err error) *signalpb.NoMatch {
-	out := &signalpb.NoMatch{Nonce: nonce, Code: signalpb.NoMatchCode_NO_MATCH_FILTERED, Message: err.Error()}
+	out := &signalpb.NoMatch{Nonce: nonce, Code: signalpb.NoMatchCode_NO_MATCH_FILTERED, Message: clip(err.Error())}
 	var none *match.NoMatchError
 	if !errors.As(err, &none) {
 		return out
 	}
 	for _, f := range none.Filters {
-		out.Filters = append(out.Filters, &signalpb.FilterStep{Reason: f.Reason, Removed: uint32(f.Removed)})
+		out.Filters = append(out.Filters, &signalpb.FilterStep{Reason: clip(f.Reason), Removed: uint32(f.Removed)})
 	}
 	for _, m := range none.Offered {
 		out.Offered = append(out.Offered, string(m))

@@ -1,0 +1,212 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"mintai/identity"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// attacker is a node that says to the coordinator what it likes.
+type attacker struct {
+	t      testing.TB
+	key    *identity.Key
+	conn   *quic.Conn
+	stream *quic.Stream
+	socket *net.UDPConn
+}
+
+// attack admits an attacker: it holds the join link.
+func (l *lab) attack(role signalpb.Role, name string) *attacker {
+	l.t.Helper()
+	return l.attackWith(role, name, &quic.Config{})
+}
+
+func (l *lab) attackWith(role signalpb.Role, name string, conf *quic.Config) *attacker {
+	l.t.Helper()
+	a := &attacker{t: l.t, key: newKey(l.t)}
+	tlsConf, err := a.key.ClientTLS(signal.ALPN, l.key.ID(), nil)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	a.socket, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	transport := &quic.Transport{Conn: a.socket}
+	l.t.Cleanup(func() {
+		_ = transport.Close()
+		_ = a.socket.Close()
+	})
+	ctx, cancel := context.WithTimeout(l.t.Context(), testWait)
+	defer cancel()
+	to, err := net.ResolveUDPAddr("udp4", l.addr)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if a.conn, err = transport.Dial(ctx, to, tlsConf, conf); err != nil {
+		l.t.Fatal(err)
+	}
+	if a.stream, err = a.conn.OpenStreamSync(ctx); err != nil {
+		l.t.Fatal(err)
+	}
+	a.say(&signalpb.Envelope{Message: &signalpb.Envelope_Hello{
+		Hello: l.member().hello(role, a.key.ID(), l.key.ID(), name, nil),
+	}})
+	a.hear("a welcome", func(e *signalpb.Envelope) bool { return e.GetWelcome() != nil })
+	return a
+}
+
+func (a *attacker) say(env *signalpb.Envelope) {
+	a.t.Helper()
+	if err := signal.WriteMessage(a.stream, env); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// hear reads until the message that is waited for.
+func (a *attacker) hear(what string, is func(*signalpb.Envelope) bool) *signalpb.Envelope {
+	a.t.Helper()
+	_ = a.stream.SetReadDeadline(time.Now().Add(testWait))
+	for {
+		env, err := signal.ReadMessage(a.stream)
+		if err != nil {
+			a.t.Fatalf("waiting for %s: %v", what, err)
+		}
+		if is(env) {
+			return env
+		}
+	}
+}
+
+// request asks for any miner.
+func (a *attacker) request(n uint64) {
+	a.t.Helper()
+	nonce := make([]byte, 16)
+	binary.BigEndian.PutUint64(nonce, n)
+	a.say(&signalpb.Envelope{Message: &signalpb.Envelope_MatchRequest{MatchRequest: &signalpb.MatchRequest{Nonce: nonce, Needs: &signalpb.Needs{}}}})
+}
+
+// isMatched tells the answers to a request.
+func isMatched(e *signalpb.Envelope) bool { return e.GetGrant() != nil || e.GetNoMatch() != nil }
+
+// lease offers models.
+func (a *attacker) lease(models ...*signalpb.OfferedModel) {
+	a.t.Helper()
+	a.say(&signalpb.Envelope{Message: &signalpb.Envelope_Lease{Lease: &signalpb.Lease{Sequence: 1, Slots: 1, Models: models}}})
+	a.hear("the lease's echo", func(e *signalpb.Envelope) bool { return e.GetLeaseAck() != nil })
+}
+
+// A miner that offers names as long as they may be, and as many, takes nobody
+// else's answers away.
+func TestLongNamesDisturbNobody(t *testing.T) {
+	t.Parallel()
+	l, _, _ := ready(t, says("ok"))
+	var models []*signalpb.OfferedModel
+	for i := range 100 {
+		models = append(models, &signalpb.OfferedModel{
+			Name: strings.Repeat("a", signal.MaxText-3) + fmt.Sprintf("%03d", i), Backend: "openai", Calls: []string{"/v1/chat/completions"},
+		})
+	}
+	for range 6 {
+		l.attack(signalpb.Role_ROLE_MINER, strings.Repeat("n", signal.MaxName)).lease(models...)
+	}
+	if got := l.ask("-m", "m", "?").wait(); got.exit != ExitOK || got.out != "ok" {
+		t.Errorf("a model by its name: %+v", got)
+	}
+	if got := l.ask("-m", "unknown", "?").wait(); got.exit != ExitNoMiner || !strings.Contains(got.err, "do not offer unknown") {
+		t.Errorf("an unknown model: %+v", got)
+	}
+	if got := typed(t, nil, "-mode", "client", "-state", t.TempDir(), "-join", l.link(), "models").wait(); got.exit != ExitOK || !strings.Contains(got.out, "\nm ") {
+		t.Errorf("the list: exit %d, %d bytes, %q", got.exit, len(got.out), got.err)
+	}
+}
+
+// A client that asks for miners and never comes leaves room for the others.
+func TestIdleSessionsDisturbNobody(t *testing.T) {
+	t.Parallel()
+	l, _, ai := ready(t, says("ok"))
+	a := l.attack(signalpb.Role_ROLE_CLIENT, "greedy")
+	granted := 0
+	for i := range uint64(300) {
+		a.request(i)
+		if a.hear("an answer", isMatched).GetGrant() != nil {
+			granted++
+		}
+	}
+	t.Logf("%d sessions", granted)
+	if got := l.ask("?").wait(); got.exit != ExitOK || got.out != "ok" {
+		t.Errorf("%+v", got)
+	}
+	if n := ai.count(); n != 1 {
+		t.Errorf("%d questions at the AI server, want 1", n)
+	}
+}
+
+// A client that floods a session with candidates and renewals does not push the
+// session's miner off the coordinator, however slowly that one reads.
+func TestFloodedMinerStays(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	slow := l.attackWith(signalpb.Role_ROLE_MINER, "slow", &quic.Config{InitialStreamReceiveWindow: 4 << 10, MaxStreamReceiveWindow: 4 << 10})
+	slow.lease(&signalpb.OfferedModel{Name: "m", Backend: "openai", Calls: []string{"/v1/chat/completions"}})
+	a := l.attack(signalpb.Role_ROLE_CLIENT, "hasty")
+	a.request(1)
+	session := a.hear("a grant", isMatched).GetGrant().GetSession()
+	offer := slow.hear("an offer", func(e *signalpb.Envelope) bool { return e.GetOffer() != nil }).GetOffer()
+	slow.say(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: offer.GetSession()}}})
+	var candidates []*signalpb.Candidate
+	for i := range signal.MaxCandidates {
+		candidates = append(candidates, &signalpb.Candidate{
+			Kind: signalpb.CandidateKind_CANDIDATE_HOST, Address: &signalpb.Address{Ip: []byte{192, 0, 2, byte(i)}, Port: 9},
+		})
+	}
+	for range 150 {
+		a.say(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{Session: session, Candidates: candidates}}})
+		a.say(&signalpb.Envelope{Message: &signalpb.Envelope_Renew{Renew: &signalpb.Renew{Session: session}}})
+	}
+	a.request(2) // its answer comes when all of that was worked on
+	a.hear("the second answer", func(e *signalpb.Envelope) bool {
+		return isMatched(e) && binary.BigEndian.Uint64(append(e.GetGrant().GetNonce(), e.GetNoMatch().GetNonce()...)) == 2
+	})
+	if _, ok := l.co.server.Peer(slow.key.ID()); !ok || l.co.server.Counters()["queue_full"] != 0 {
+		t.Errorf("the miner was dropped: %v", l.co.server.Counters())
+	}
+}
+
+// A node that asks and does not read the answers costs a bounded memory.
+func TestUnreadListsAreBounded(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	var models []*signalpb.OfferedModel
+	for i := range 100 {
+		models = append(models, &signalpb.OfferedModel{Name: strings.Repeat("a", 500) + fmt.Sprintf("%03d", i), Backend: "openai"})
+	}
+	l.attack(signalpb.Role_ROLE_MINER, "many").lease(models...)
+	a := l.attackWith(signalpb.Role_ROLE_CLIENT, "deaf", &quic.Config{InitialStreamReceiveWindow: 4 << 10, MaxStreamReceiveWindow: 4 << 10})
+	for i := range uint64(200) {
+		nonce := make([]byte, 16)
+		binary.BigEndian.PutUint64(nonce, i)
+		a.say(&signalpb.Envelope{Message: &signalpb.Envelope_ModelsRequest{ModelsRequest: &signalpb.ModelsRequest{Nonce: nonce}}})
+	}
+	a.request(1)
+	lists := 0
+	a.hear("the answer after the lists", func(e *signalpb.Envelope) bool {
+		if e.GetModels() != nil {
+			lists++
+		}
+		return isMatched(e)
+	})
+	if lists < 1 || lists > 50 {
+		t.Errorf("%d lists of 64 KiB waited", lists)
+	}
+}
