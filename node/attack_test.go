@@ -210,3 +210,49 @@ func TestUnreadListsAreBounded(t *testing.T) {
 		t.Errorf("%d lists of 64 KiB waited", lists)
 	}
 }
+
+// offerOf is an offer of model m to a client.
+func offerOf(client identity.NodeID) (identity.SessionID, *signalpb.Offer) {
+	id := identity.NewSessionID()
+	_, forMiner := mintICE()
+	return id, &signalpb.Offer{
+		Session: id[:], Client: client[:], Model: "m", Ice: forMiner, ExpiresUnixMs: time.Now().Add(time.Hour).UnixMilli(),
+	}
+}
+
+// A client whose sessions all look for a path leaves room at the miner, and
+// sessions in which nothing is asked do not last.
+func TestMinerSharesItsSessions(t *testing.T) {
+	t.Parallel()
+	_, m, _ := ready(t, says("ok"))
+	greedy, modest := newKey(t).ID(), newKey(t).ID()
+	take := func(client identity.NodeID) string {
+		id, offer := offerOf(client)
+		return m.takeOffer(id, client, offer)
+	}
+	for i := range maxChecking {
+		if refusal := take(greedy); refusal != "" {
+			t.Fatalf("offer %d: %s", i, refusal)
+		}
+	}
+	if refusal := take(greedy); refusal != "busy" {
+		t.Errorf("one more of the greedy client: %q", refusal)
+	}
+	for range maxChecking/2 - 1 {
+		if refusal := take(modest); refusal != "" {
+			t.Fatalf("the modest client: %s", refusal)
+		}
+	}
+	m.mu.Lock()
+	g, n := m.granted[greedy], m.granted[modest]
+	m.mu.Unlock()
+	if g+n != maxChecking || n != maxChecking/2-1 {
+		t.Errorf("%d of the greedy client and %d of the modest one look for a path", g, n)
+	}
+	m.sweep(time.Now().Add(unusedLife + time.Second))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.sessions) != 0 || len(m.granted) != 0 {
+		t.Errorf("%d sessions are left", len(m.sessions))
+	}
+}

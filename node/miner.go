@@ -30,8 +30,16 @@ const (
 	// checkLife is how long a miner keeps checking for a client that never
 	// comes: a little longer than the client's own deadlines.
 	checkLife = 12 * time.Second
+	// unusedLife is how long a session lasts in which nothing was ever asked. A
+	// client that comes later still is told, and asks the coordinator again.
+	unusedLife = 2 * time.Minute
 	// maxMinerSessions bounds the live sessions of one miner.
 	maxMinerSessions = 4096
+	// offerGrace is how long a request waits for the offer of its session, which
+	// comes by way of the coordinator and may be overtaken on a warm tunnel.
+	offerGrace = 1500 * time.Millisecond
+	// maxEnded is how many sessions that are over are remembered.
+	maxEnded = 4096
 	// maxChecking bounds the sessions that look for a path at once.
 	maxChecking = 64
 )
@@ -67,6 +75,8 @@ type miner struct {
 	mu       sync.Mutex
 	sessions map[identity.SessionID]*minerSession
 	granted  map[identity.NodeID]int // live sessions of each client
+	ended    map[identity.SessionID]time.Time // lately, or declined: no request waits for them
+	offers   chan struct{}                    // closed and replaced when sessions or ended have more
 	draining bool
 	sequence uint64
 }
@@ -79,6 +89,7 @@ type minerSession struct {
 	expires time.Time
 	checks  *ice.Session // nil once the client has come, or never will
 	since   time.Time
+	used    bool // something was asked
 }
 
 func newMiner(cfg minerConfig) (*miner, error) {
@@ -89,6 +100,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 	m := &miner{
 		cfg: cfg, log: cfg.Log, socket: socket, candidates: socket.HostCandidates, loaded: make(chan struct{}, 1),
 		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
+		ended: map[identity.SessionID]time.Time{}, offers: make(chan struct{}),
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
 		Key: cfg.Key, Authorize: m.authorize, Handler: http.HandlerFunc(m.serve),
@@ -270,13 +282,32 @@ func (m *miner) sweep(now time.Time) {
 		if s.checks != nil && now.Sub(s.since) > checkLife {
 			s.stopChecksLocked()
 		}
-		if !s.expires.After(now) {
+		if !s.expires.After(now) || !s.used && now.Sub(s.since) > unusedLife {
 			m.endLocked(s)
+		}
+	}
+	for id, at := range m.ended {
+		if now.Sub(at) > offerGrace {
+			delete(m.ended, id)
 		}
 	}
 }
 
+// noteEndedLocked lets nobody wait for the session's offer.
+func (m *miner) noteEndedLocked(id identity.SessionID) {
+	if len(m.ended) < maxEnded {
+		m.ended[id] = time.Now()
+	}
+	m.wakeLocked()
+}
+
+func (m *miner) wakeLocked() {
+	close(m.offers)
+	m.offers = make(chan struct{})
+}
+
 func (m *miner) endLocked(s *minerSession) {
+	m.noteEndedLocked(s.id)
 	s.stopChecksLocked()
 	delete(m.sessions, s.id)
 	if n := m.granted[s.client]; n > 1 {
@@ -312,6 +343,7 @@ func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	client, _ := quicstream.PeerFromContext(r.Context())
+	m.awaitOffer(r.Context(), r.Header.Get(api.HeaderSession))
 	s, refusal := m.sessionFor(client, r.Header.Get(api.HeaderSession))
 	if refusal != nil {
 		api.WriteError(w, call, refusal)
@@ -329,6 +361,32 @@ func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
 	completed = true
 }
 
+// awaitOffer waits until the session is known or over, at most offerGrace.
+func (m *miner) awaitOffer(ctx context.Context, header string) {
+	id, err := identity.ParseSessionID(header)
+	if err != nil {
+		return
+	}
+	limit := time.NewTimer(offerGrace)
+	defer limit.Stop()
+	for {
+		m.mu.Lock()
+		_, over := m.ended[id]
+		known, offers := m.sessions[id] != nil || over || m.draining, m.offers
+		m.mu.Unlock()
+		if known {
+			return
+		}
+		select {
+		case <-offers:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // sessionFor returns the client's live session with that ID.
 func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession, *api.Error) {
 	id, err := identity.ParseSessionID(header)
@@ -341,6 +399,7 @@ func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession
 	case m.draining:
 		return nil, &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeShuttingDown, Message: "the miner is stopping"}
 	}
+	s.used = true
 	s.stopChecksLocked() // its client is here
 	copied := *s
 	return &copied, nil
@@ -473,6 +532,9 @@ func (m *miner) offered(o *signalpb.Offer) {
 		return
 	}
 	if reason := m.takeOffer(id, client, o); reason != "" {
+		m.mu.Lock()
+		m.noteEndedLocked(id)
+		m.mu.Unlock()
 		m.log.Debug().Str("session", id.Short()).Str("cause", reason).Msg("declined")
 		m.cfg.Metrics.declined(reason)
 		_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Decline{
@@ -493,18 +555,12 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	local, remote := readICE(o.GetIce())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	checking := 0
-	for _, s := range m.sessions {
-		if s.checks != nil {
-			checking++
-		}
-	}
 	switch {
 	case m.draining:
 		return "draining"
 	case !offered:
 		return "model gone"
-	case snap.InFlight >= snap.Slots && snap.Queued >= snap.QueueLimit, len(m.sessions) >= maxMinerSessions, checking >= maxChecking:
+	case snap.InFlight >= snap.Slots && snap.Queued >= snap.QueueLimit, len(m.sessions) >= maxMinerSessions, !m.mayCheckLocked(client):
 		return "busy"
 	case m.sessions[id] != nil:
 		return "" // said twice
@@ -522,5 +578,6 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	s.checks = checks
 	m.sessions[id] = s
 	m.granted[client]++
+	m.wakeLocked()
 	return ""
 }
