@@ -49,6 +49,7 @@ func explain(err error, c *client) *Error {
 		lost    *lostError
 		busy    *refusedError
 		changed *identity.KeyChangedError
+		field   *signal.FieldError
 	)
 	switch {
 	case errors.As(err, &done):
@@ -82,6 +83,8 @@ func explain(err error, c *client) *Error {
 			Exit: ExitNoPath, Code: "wrong_coordinator", Message: "not the coordinator that is named by " + string(c.membership.origin) + ": " + err.Error(), Err: err,
 			Hint: "it was set up anew, or somebody stands in between: ask its owner for the current join link",
 		}
+	case errors.As(err, &field): // of our own request: what was asked for cannot be said
+		return &Error{Exit: ExitUsage, Code: "bad_request", Message: fmt.Sprintf("the request cannot be sent: %s: %s", field.Field, field.Reason), Err: err}
 	case errors.Is(err, signal.ErrNotConnected):
 		return c.unreachable(err)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -185,8 +188,9 @@ func toAPIError(e *Error) *api.Error {
 		out.Status = http.StatusForbidden
 	case ExitNoMiner:
 		out.Status, out.RetryAfter = http.StatusServiceUnavailable, 5*time.Second
-		if e.Code == "no_miner" {
-			out.Status, out.RetryAfter, out.Code = http.StatusNotFound, 0, api.CodeModelNotFound
+		var none *signal.NoMatchError
+		if errors.As(e.Err, &none) && none.NoMatch.GetCode() == signalpb.NoMatchCode_NO_MATCH_FILTERED {
+			out.Status, out.RetryAfter, out.Code = http.StatusNotFound, 0, api.CodeModelNotFound // others are there: waiting does not help
 		}
 	case ExitDeadline:
 		out.Status = http.StatusGatewayTimeout
