@@ -55,6 +55,7 @@ type client struct {
 	links    map[identity.NodeID]*link
 	dialing  map[identity.NodeID]*pendingLink
 	closed   bool
+	over     []*session      // to be ended, oldest first, see done
 	lifetime context.Context //nolint:containedctx // of the connects that outlive the request that began them; set once by Run
 }
 
@@ -85,9 +86,10 @@ type needs struct {
 
 // pendingLink is a connect under way, shared by everyone who waits for it.
 type pendingLink struct {
-	done chan struct{}
-	link *link
-	err  error
+	owner *session // whose grant is used for it
+	done  chan struct{}
+	link  *link
+	err   error
 }
 
 // clientConfig is what newClient needs.
@@ -179,20 +181,24 @@ func (c *client) dropIdle(now time.Time) {
 			idle = append(idle, l)
 		}
 	}
-	var ended []identity.SessionID
-	for id, s := range c.sessions {
-		if s.expired(now) {
-			ended = append(ended, id)
-			c.forgetLocked(s)
+	var ended []*session
+	for _, s := range c.sessions {
+		if s.expired(now) && c.retireLocked(s) {
+			ended = append(ended, s)
+		}
+	}
+	ended = append(ended, c.over...)
+	c.over = nil
+	for _, l := range c.links {
+		if l.relay != nil && l.InFlight() > 0 && now.After(l.owner.expires.Add(-renewBefore)) {
+			c.renew(l.owner) // the relay is lent no longer than the session lasts
 		}
 	}
 	c.mu.Unlock()
 	for _, l := range idle {
 		l.close(quicstream.Idle)
 	}
-	for _, id := range ended {
-		c.endSession(id, "expired")
-	}
+	c.end("over", ended...)
 }
 
 func (c *client) closeLinks() {
@@ -219,7 +225,8 @@ func (c *client) coordinatorHost() string {
 
 // warmSession returns a session that can carry the request at once: granted
 // for the same needs, its tunnel up, and, as long as the coordinator could name
-// another miner, with a slot that this client does not use itself.
+// another miner, with a slot that this client does not use itself. The session
+// is in use until done.
 func (c *client) warmSession(n needs, exclude []identity.NodeID) (*session, *link) {
 	connected := c.sig.Status().Connected
 	now := time.Now()
@@ -239,10 +246,17 @@ func (c *client) warmSession(n needs, exclude []identity.NodeID) (*session, *lin
 			best, bestLink = s, l
 		}
 	}
-	if best != nil && connected && now.After(best.expires.Add(-renewBefore)) {
-		_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Renew{Renew: &signalpb.Renew{Session: best.id[:]}}})
+	if best != nil {
+		best.uses++
+		if connected && now.After(best.expires.Add(-renewBefore)) {
+			c.renew(best)
+		}
 	}
 	return best, bestLink
+}
+
+func (c *client) renew(s *session) {
+	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Renew{Renew: &signalpb.Renew{Session: s.id[:]}}})
 }
 
 func contains(ids []identity.NodeID, id identity.NodeID) bool {
@@ -255,7 +269,8 @@ func contains(ids []identity.NodeID, id identity.NodeID) bool {
 }
 
 // open asks the coordinator for a miner and connects to it. It follows the
-// coordinator to the next miner when one declines meanwhile.
+// coordinator to the next miner when one declines meanwhile. The session that it
+// returns with a link is in use until done.
 func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, attempt int, tr *trace) (*session, *link, error) {
 	tr.stage("matching…")
 	ctx, cancel := context.WithCancel(ctx)
@@ -287,21 +302,25 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 		select {
 		case <-pending.done:
 			if pending.err != nil {
-				c.forget(s)
-				c.endSession(s.id, "no path")
+				c.done(s)
+				c.retire(s, "no path")
 				return s, nil, pending.err
 			}
 			c.report(s, signalpb.TunnelState_TUNNEL_UP, pending.link)
 			return s, pending.link, nil
 		case update := <-matching.Updates(): // the miner declined
-			c.forget(s)
+			c.done(s)
+			c.forget(s) // the coordinator has ended it
 			if update.Err != nil {
 				return nil, nil, update.Err
 			}
 			tr.try()
 			grant = update.Grant
 		case <-ctx.Done():
-			c.endSession(s.id, "cancelled")
+			c.done(s)
+			if pending.owner != s { // else the tunnel needs it, and others may wait for that
+				c.retire(s, "cancelled")
+			}
 			return s, nil, ctx.Err()
 		}
 	}
@@ -320,13 +339,14 @@ func (c *client) linkTo(s *session) *pendingLink {
 	if p := c.dialing[s.miner]; p != nil {
 		return p
 	}
-	p := &pendingLink{done: make(chan struct{})}
+	p := &pendingLink{owner: s, done: make(chan struct{})}
 	if c.closed || c.lifetime == nil {
 		p.err = context.Canceled
 		close(p.done)
 		return p
 	}
 	c.dialing[s.miner] = p
+	s.uses++ // until the tunnel is gone: a relay is lent for this session
 	c.wg.Add(1)
 	go c.establish(c.lifetime, s, p)
 	return p
@@ -344,14 +364,10 @@ func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
 		err = context.Canceled
 	}
 	if err == nil {
+		l.owner = s
 		c.links[s.miner] = l
 	}
 	c.mu.Unlock()
-	p.link, p.err = l, err
-	if err != nil {
-		p.link = nil
-	}
-	close(p.done)
 	if err != nil {
 		if l != nil {
 			l.close(quicstream.Cancelled)
@@ -359,14 +375,24 @@ func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
 		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("no tunnel")
 		c.report(s, signalpb.TunnelState_TUNNEL_FAILED, nil)
 		c.metrics.tunnelFailed()
+		if !errors.Is(err, context.Canceled) {
+			c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH}) // while the session is known
+		}
+		c.forget(s)
+		c.end("no path", s)
+		p.err = err
+		close(p.done)
 		return
 	}
+	p.link = l
+	close(p.done)
 	c.metrics.tunnelUp(l.Path(), time.Since(started))
-	c.watch(s, l)
+	c.watch(ctx, s, l)
+	c.done(s)
 }
 
-// watch reports the tunnel's health until it ends, and then takes it down.
-func (c *client) watch(s *session, l *link) {
+// watch reports the tunnel's health until it or ctx ends, and then takes it down.
+func (c *client) watch(ctx context.Context, s *session, l *link) {
 	tick := time.NewTicker(c.deadlines.Report)
 	defer tick.Stop()
 	beat := time.NewTicker(beatEvery)
@@ -383,14 +409,12 @@ func (c *client) watch(s *session, l *link) {
 			}
 			c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("the miner went silent in a request")
 		case <-l.Done():
+		case <-ctx.Done():
+			l.close(quicstream.Cancelled)
 		}
 		break
 	}
-	c.mu.Lock()
-	if c.links[s.miner] == l {
-		delete(c.links, s.miner)
-	}
-	c.mu.Unlock()
+	c.unlink(l)
 	l.close(quicstream.Done)
 	c.report(s, signalpb.TunnelState_TUNNEL_CLOSED, l)
 	c.metrics.tunnelDown(l.Path())
@@ -414,16 +438,6 @@ func (s *silence) tooLong(now time.Time, inFlight int, received uint64) bool {
 	return now.Sub(s.since) >= silenceLimit
 }
 
-// drop forgets a tunnel that failed a request, so that the next one connects anew.
-func (c *client) drop(l *link, miner identity.NodeID) {
-	c.mu.Lock()
-	if c.links[miner] == l {
-		delete(c.links, miner)
-	}
-	c.mu.Unlock()
-	l.close(quicstream.Done)
-}
-
 func (c *client) matchRequest(n needs, exclude []identity.NodeID, attempt int) *signalpb.MatchRequest {
 	req := &signalpb.MatchRequest{
 		Nonce:   make([]byte, 16),
@@ -438,44 +452,6 @@ func (c *client) matchRequest(n needs, exclude []identity.NodeID, attempt int) *
 		req.Exclude = append(req.Exclude, id[:])
 	}
 	return req
-}
-
-// remember makes the session known to the signaling handler and to warm requests.
-func (c *client) remember(s *session, n needs) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sessions[s.id] = s
-	s.warm = keyOf(n)
-	c.warm[s.warm] = append(c.warm[s.warm], s)
-}
-
-func (c *client) forget(s *session) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.forgetLocked(s)
-}
-
-func (c *client) forgetLocked(s *session) {
-	delete(c.sessions, s.id)
-	kept := c.warm[s.warm][:0]
-	for _, x := range c.warm[s.warm] {
-		if x != s {
-			kept = append(kept, x)
-		}
-	}
-	if len(kept) == 0 {
-		delete(c.warm, s.warm)
-	} else {
-		c.warm[s.warm] = kept
-	}
-}
-
-// endSession tells the coordinator that a session is over. When it can't be
-// told, the session's expiry does it.
-func (c *client) endSession(id identity.SessionID, reason string) {
-	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
-		SessionEnd: &signalpb.SessionEnd{Session: id[:], Reason: reason},
-	}})
 }
 
 func (c *client) trickle(id identity.SessionID, candidates []ice.Candidate) {
@@ -519,6 +495,10 @@ func (h *clientHandler) Disconnected(err error) {
 func (h *clientHandler) Message(env *signalpb.Envelope) {
 	c := (*client)(h)
 	switch m := env.GetMessage().(type) {
+	case *signalpb.Envelope_Grant: // nobody waits for it any more
+		if id, err := identity.SessionIDFromBytes(m.Grant.GetSession()); err == nil {
+			c.endSession(id, "not wanted any more")
+		}
 	case *signalpb.Envelope_Candidates:
 		s := c.sessionOf(m.Candidates.GetSession())
 		if s == nil {

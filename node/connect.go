@@ -41,6 +41,7 @@ type connector struct {
 // link is an open tunnel with the path that it runs over.
 type link struct {
 	*quicstream.Tunnel
+	owner  *session   // whose grant it was opened with
 	relay  *ice.Relay // owned; nil on a direct path
 	kind   ice.Kind
 	reason string

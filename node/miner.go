@@ -74,7 +74,7 @@ type miner struct {
 	// mu guards what follows.
 	mu       sync.Mutex
 	sessions map[identity.SessionID]*minerSession
-	granted  map[identity.NodeID]int // live sessions of each client
+	granted  map[identity.NodeID]int          // live sessions of each client
 	ended    map[identity.SessionID]time.Time // lately, or declined: no request waits for them
 	offers   chan struct{}                    // closed and replaced when sessions or ended have more
 	draining bool

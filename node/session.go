@@ -26,6 +26,8 @@ type session struct {
 	expires   time.Time // guarded by the client's mu once the session is remembered
 	granted   time.Time
 	warm      warmKey // what it was granted for
+	once      bool    // for the requests that use it now only; guarded by the client's mu
+	uses      int     // requests and tunnels that need it; guarded by the client's mu
 
 	localICE, remoteICE ice.Credentials
 	candidates          []ice.Candidate

@@ -72,7 +72,6 @@ func (c *client) Do(ctx context.Context, req *api.Request, accept string) (*http
 				if s == nil || ctx.Err() != nil { // no miner, or nobody waits any more
 					return nil, firstTelling(last, err)
 				}
-				c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH})
 				exclude, last = append(exclude, s.miner), err
 				continue
 			}
@@ -85,10 +84,29 @@ func (c *client) Do(ctx context.Context, req *api.Request, accept string) (*http
 		case otherMiner:
 			exclude = append(exclude, s.miner)
 		case sameMiner:
+			if !pause(ctx, s, attempt) {
+				return nil, context.Cause(ctx)
+			}
 		}
 		last = err
 	}
 	return nil, last
+}
+
+// pause gives the offer of a new session that its miner did not know time to
+// arrive there. It reports false when ctx ended.
+func pause(ctx context.Context, s *session, attempt int) bool {
+	if time.Since(s.granted) > 2*time.Second {
+		return true
+	}
+	timer := time.NewTimer(50 * time.Millisecond << attempt)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // firstTelling prefers the failure of an earlier try to a "nobody is left".
@@ -119,6 +137,7 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 	if err != nil {
 		first.stop()
 		cancel(nil)
+		c.done(s)
 		return nil, deliver, err
 	}
 	resp, err := l.RoundTrip(hr)
@@ -126,7 +145,12 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 		first.stop()
 		cause := context.Cause(ctx)
 		cancel(nil)
-		return nil, c.afterFailure(s, l, id, cause), failureOf(cause, err, s)
+		next := c.afterFailure(s, l, id, cause, err)
+		c.done(s)
+		if next != deliver {
+			c.retire(s, "failed")
+		}
+		return nil, next, failureOf(cause, err, s)
 	}
 	acc := &answer{
 		client: c, session: s, link: l, id: id, start: start, status: resp.StatusCode,
@@ -137,31 +161,36 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 		err := &refusedError{Miner: s.minerName, Code: resp.Header.Get(api.HeaderError), RetryAfter: retryAfter(resp.Header), Status: resp.StatusCode}
 		acc.refused = true
 		_ = acc.Close()
-		if next == sameMiner {
-			c.forget(s)
-		}
+		c.retire(s, "refused") // the next request asks the coordinator again
 		return nil, next, err
 	}
 	return resp, deliver, nil
 }
 
-// afterFailure decides what follows a request that failed before its answer began.
-func (c *client) afterFailure(s *session, l *link, id identity.SessionID, cause error) after {
+// afterFailure decides what follows a request that failed before its answer
+// began. Only a tunnel that is dead is taken down: others may have their answers
+// from it.
+func (c *client) afterFailure(s *session, l *link, id identity.SessionID, cause, err error) after {
+	outcome, next := signalpb.Outcome_OUTCOME_LOST, otherMiner
 	switch {
 	case errors.Is(cause, errFirstByte):
-		c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_TIMEOUT})
-		return otherMiner
+		outcome = signalpb.Outcome_OUTCOME_TIMEOUT
 	case cause != nil: // cancelled, or the request's own deadline
-		c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_CANCELLED})
-		return deliver
+		outcome, next = signalpb.Outcome_OUTCOME_CANCELLED, deliver
+	case errors.Is(err, quicstream.ErrGoingAway): // it finishes what it has
+		c.unlink(l)
+		outcome = signalpb.Outcome_OUTCOME_BUSY
+	case errors.As(err, new(*quicstream.AbortedError)):
+		outcome = signalpb.Outcome_OUTCOME_BACKEND_ERROR
+	case errors.As(err, new(*quicstream.LostError)):
+		c.unlink(l)
+		l.close(quicstream.Done)
+		if time.Since(s.granted) > c.deadlines.Direct { // a warm tunnel that died while nobody used it
+			next = sameMiner
+		}
 	}
-	c.drop(l, s.miner)
-	c.receipt(s, account{id: id, outcome: signalpb.Outcome_OUTCOME_LOST})
-	if time.Since(s.granted) > c.deadlines.Direct { // a warm tunnel that died while nobody used it
-		c.forget(s)
-		return sameMiner
-	}
-	return otherMiner
+	c.receipt(s, account{id: id, outcome: outcome})
+	return next
 }
 
 // failureOf names what ended a try.
@@ -171,6 +200,10 @@ func failureOf(cause, err error, s *session) error {
 		return fmt.Errorf("%s: %w", s.minerName, errFirstByte)
 	case cause != nil:
 		return cause
+	case errors.Is(err, quicstream.ErrGoingAway):
+		return &refusedError{Miner: s.minerName, Code: string(quicstream.RefusedGoingAway), Status: http.StatusServiceUnavailable}
+	case errors.As(err, new(*quicstream.AbortedError)):
+		return &refusedError{Miner: s.minerName, Code: api.CodeBackendDown, Status: http.StatusBadGateway}
 	default:
 		return &lostError{Miner: s.minerName, Err: err}
 	}
@@ -376,6 +409,7 @@ func (a *answer) finish(outcome signalpb.Outcome) {
 			}
 		}
 		a.client.receipt(a.session, acc)
+		a.client.done(a.session)
 	})
 }
 
