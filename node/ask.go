@@ -71,12 +71,11 @@ func newAsker(c *client, std IO, opts askOptions) *asker {
 // run asks and shows the answer. With -json also a failure is an object on
 // standard output.
 func (a *asker) run(ctx context.Context) error {
-	prompt, err := a.prompt(ctx)
-	if err != nil {
-		return err
-	}
 	got := &answered{trace: &trace{notify: a.progress.Set}}
-	err = a.ask(ctx, prompt, got)
+	prompt, err := a.prompt(ctx)
+	if err == nil {
+		err = a.ask(ctx, prompt, got)
+	}
 	a.progress.Close()
 	if a.opts.json {
 		return a.reportJSON(got, err)
