@@ -234,10 +234,16 @@ func (m *miner) sayModels(before int) int {
 		return before
 	}
 	names := make([]string, 0, len(snap.Models))
+	ownUser := len(snap.Models) > 0
 	for _, model := range snap.Models {
 		names = append(names, string(model.Name))
+		ownUser = ownUser && model.SameUserOnly
 	}
-	m.log.Info().Strs("models", names).Int("slots", snap.Slots).Msg("offering")
+	said := "offering"
+	if ownUser {
+		said = "no AI server found: offering the built-in engine to this user on this machine only"
+	}
+	m.log.Info().Strs("models", names).Int("slots", snap.Slots).Msg(said)
 	for _, problem := range snap.Problems {
 		m.log.Warn().Msg(problem)
 	}

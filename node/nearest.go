@@ -9,12 +9,15 @@ func nearest(got string, words []string) string {
 		if w == "" {
 			continue
 		}
-		if d := editDistance(got, w); d < bestDistance {
+		d := editDistance(got, w)
+		if d < bestDistance || d == bestDistance && best != "" && lengthGap(w, got) < lengthGap(best, got) {
 			best, bestDistance = w, d
 		}
 	}
 	return best
 }
+
+func lengthGap(a, b string) int { return max(len(a)-len(b), len(b)-len(a)) }
 
 // editDistance is the Levenshtein distance in bytes, with a swap of neighbours
 // counted once (optimal string alignment).

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"mintai/identity"
@@ -102,7 +103,9 @@ func (c *coordinator) announce(w io.Writer, secret identity.Secret) {
 		p("  admits      whoever holds a link, and this user's processes on this machine")
 	}
 	places := c.places()
-	if len(places.here) > 0 {
+	if c.cfg.Open {
+		p("links:")
+	} else {
 		p("links, each a secret that admits:")
 	}
 	for _, group := range []struct {
@@ -156,11 +159,15 @@ func (c *coordinator) places() places {
 			out.internet = append(out.internet, text)
 		}
 	}
+	var named []string // in the order of the configuration
 	for _, public := range c.cfg.Public {
 		if _, _, err := net.SplitHostPort(public); err != nil {
 			public = net.JoinHostPort(strings.Trim(public, "[]"), fmt.Sprint(port))
 		}
-		out.internet = append([]string{public}, out.internet...)
+		out.internet = slices.DeleteFunc(out.internet, func(a string) bool { return a == public })
+		out.lan = slices.DeleteFunc(out.lan, func(a string) bool { return a == public })
+		named = append(named, public)
 	}
+	out.internet = append(named, out.internet...)
 	return out
 }
