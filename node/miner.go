@@ -71,6 +71,9 @@ type miner struct {
 	// candidates are those of the socket, as they are now.
 	candidates func() []ice.Candidate
 
+	leaseMu  sync.Mutex // guards sequence; taken before mu
+	sequence uint64     // of the newest lease
+
 	// mu guards what follows.
 	mu       sync.Mutex
 	sessions map[identity.SessionID]*minerSession
@@ -78,7 +81,6 @@ type miner struct {
 	ended    map[identity.SessionID]time.Time // lately, or declined: no request waits for them
 	offers   chan struct{}                    // closed and replaced when sessions or ended have more
 	draining bool
-	sequence uint64
 }
 
 // minerSession is a miner's side of one match.
@@ -248,36 +250,6 @@ func (m *miner) sayModels(before int) int {
 		m.log.Warn().Msg(problem)
 	}
 	return len(snap.Models)
-}
-
-// sendLease states what this miner is ready for. While the coordinator is away
-// it is not sent; the next connection begins with one.
-func (m *miner) sendLease() {
-	snap := m.cfg.Backends.Snapshot()
-	m.mu.Lock()
-	m.sequence++
-	lease := &signalpb.Lease{
-		Sequence: m.sequence, Slots: uint32(snap.Slots), InFlight: uint32(snap.InFlight), Queued: uint32(snap.Queued),
-		QueueLimit: uint32(snap.QueueLimit), Draining: m.draining, Candidates: writeCandidates(m.candidates()),
-	}
-	m.mu.Unlock()
-	for _, info := range snap.Models {
-		lease.Models = append(lease.Models, writeModelInfo(info))
-	}
-	if err := m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Lease{Lease: lease}}); err != nil && !errors.Is(err, signal.ErrNotConnected) {
-		m.log.Warn().Err(err).Msg("lease not sent")
-	}
-}
-
-func writeModelInfo(info backend.ModelInfo) *signalpb.OfferedModel {
-	out := &signalpb.OfferedModel{
-		Name: string(info.Name), ContextTokens: uint32(max(0, info.ContextTokens)), Tools: info.Tools, Vision: info.Vision, Json: info.JSON,
-		SameUserOnly: info.SameUserOnly, Quantization: info.Quantization, SizeBytes: info.SizeBytes, Family: info.Family, Backend: info.Backend,
-	}
-	for _, call := range info.Calls {
-		out.Calls = append(out.Calls, string(call))
-	}
-	return out
 }
 
 // sweep ends the checks of clients that did not come and the sessions that are over.

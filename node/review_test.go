@@ -3,13 +3,18 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"mintai/api"
 	"mintai/backend"
+	"mintai/signal"
+	"mintai/signal/signalpb"
 )
 
 // laggy forwards datagrams to target and back, each later by lag.
@@ -269,5 +274,38 @@ func TestDeadlineInStdin(t *testing.T) {
 	got = l.askWithStdin(in, "-json", "-timeout", "50ms", "-").wait()
 	if got.exit != ExitDeadline || !json.Valid([]byte(got.out)) {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A miner whose server has more models than fit in a lease, and odd ones,
+// offers those that fit.
+func TestManyModels(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	m := l.newMiner("library", l.pool(backend.Options{}, backend.Config{Type: backend.TypeDemo}))
+	defer func() { _ = m.socket.Close() }()
+	for _, c := range []struct{ size, least int }{{8, 150}, {250, 100}} {
+		snap := backend.Snapshot{Slots: 1 << 20, QueueLimit: 1}
+		for i := range 500 {
+			name := fmt.Sprintf("%0*d", c.size, i)
+			if i%10 == 0 {
+				name = "\x1b[31m" + name // nobody could ask for it
+			}
+			snap.Models = append(snap.Models, backend.ModelInfo{
+				Name: api.Model(name), Calls: api.Calls(), Family: strings.Repeat("f", 100), ContextTokens: 1 << 31,
+				Quantization: strings.Repeat("q", 100), Backend: "openai", SizeBytes: 1 << 62,
+			})
+		}
+		lease := writeLease(snap)
+		env := &signalpb.Envelope{Message: &signalpb.Envelope_Lease{Lease: lease}}
+		if err := signal.Validate(env); err != nil {
+			t.Errorf("%d bytes: %v", c.size, err)
+		}
+		if err := signal.WriteMessage(io.Discard, env); err != nil {
+			t.Errorf("%d bytes: %v", c.size, err)
+		}
+		if n := len(lease.GetModels()); n < c.least {
+			t.Errorf("%d bytes: %d models, want %d", c.size, n, c.least)
+		}
 	}
 }
