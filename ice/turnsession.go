@@ -89,6 +89,16 @@ func (t *TURNServer) AddPeer(id identity.SessionID, peer netip.Addr) {
 	ts.grantLocked(&rights{peers: peers, expires: ts.rights.expires})
 }
 
+// Extend moves the end of the session's rights, also of its relays. A session
+// that is not known stays so.
+func (t *TURNServer) Extend(id identity.SessionID, expires time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ts := t.sessions[id.String()]; ts != nil {
+		ts.grantLocked(&rights{peers: ts.rights.peers, expires: expires})
+	}
+}
+
 // Revoke ends the session's rights and frees its allocations at once.
 func (t *TURNServer) Revoke(id identity.SessionID) {
 	t.mu.Lock()

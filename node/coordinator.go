@@ -552,6 +552,9 @@ func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
 	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
 		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli()},
 	}}
+	if c.turn != nil {
+		c.turn.Extend(s.id, s.expires)
+	}
 	c.mu.Unlock()
 	if c.tellMiner(s, env) {
 		_ = p.TrySend(env)
@@ -604,6 +607,11 @@ func (c *coordinator) sweep(now time.Time) {
 	c.mu.Lock()
 	var late, over []*coordinatorSession
 	for _, s := range c.sessions {
+		if s.orphaned.IsZero() && isDone(s.client) {
+			// Matched for a client that had left, or whose handshake failed: it
+			// may be back and only not have spoken of the session yet.
+			s.orphaned = now.Add(setupLimit)
+		}
 		switch {
 		case !s.expires.After(now), !s.orphaned.IsZero() && !s.orphaned.After(now):
 			c.endLocked(s)
@@ -620,6 +628,15 @@ func (c *coordinator) sweep(now time.Time) {
 		c.nextMiner(s, "did not take the offer in time", now)
 	}
 	c.cfg.Metrics.load(c.counts())
+}
+
+func isDone(p *signal.Peer) bool {
+	select {
+	case <-p.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 func (c *coordinator) counts() (sessions, miners int) {

@@ -309,3 +309,52 @@ func TestManyModels(t *testing.T) {
 		}
 	}
 }
+
+// A session that begins when its client has left does not last.
+func TestDeclinedAfterTheClientLeft(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	model := &signalpb.OfferedModel{Name: "m", Backend: "openai", Calls: []string{"/v1/chat/completions"}}
+	first := l.attack(signalpb.Role_ROLE_MINER, "first")
+	first.lease(model)
+	client := l.attack(signalpb.Role_ROLE_CLIENT, "leaver")
+	client.request(1)
+	grant := client.hear("a grant", isMatched).GetGrant()
+	second := l.attack(signalpb.Role_ROLE_MINER, "second")
+	second.lease(model)
+	_ = client.conn.CloseWithError(0, "")
+	waitUntil(t, "the client has left", func() bool { return !l.isConnected(client.key.ID()) })
+	first.say(&signalpb.Envelope{Message: &signalpb.Envelope_Decline{Decline: &signalpb.Decline{Session: grant.GetSession(), Reason: "busy"}}})
+	offer := second.hear("an offer", func(e *signalpb.Envelope) bool { return e.GetOffer() != nil }).GetOffer()
+	second.say(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: offer.GetSession()}}})
+	now := time.Now()
+	l.co.sweep(now)
+	l.co.sweep(now.Add(setupLimit))
+	if n, _ := l.co.counts(); n != 0 {
+		t.Errorf("%d sessions are left", n)
+	}
+}
+
+// A renewed session keeps its relay, in the middle of an answer too.
+func TestRenewedSessionKeepsItsRelay(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, func(c *coordinatorConfig) { c.Deadlines.Session = 3 * time.Second })
+	gate := make(chan struct{})
+	m := l.unreachable("gpu-box", newAI(t, "m", saysAfter(gate, "first", " last")))
+	cl := l.hidden()
+	p := cl.ask(t, askOptions{prompt: []string{"?"}})
+	p.out.waitFor("first")
+	s := cl.session(t, m)
+	if cl.tunnel(t, m).relay == nil {
+		t.Fatal("the path is no relay")
+	}
+	first := s.expires
+	cl.mu.Lock()
+	cl.renew(s)
+	cl.mu.Unlock()
+	waitUntil(t, "the first grant's end", func() bool { return time.Now().After(first.Add(100 * time.Millisecond)) })
+	close(gate)
+	if got := p.wait(); got.exit != ExitOK || got.out != "first last" {
+		t.Errorf("%+v", got)
+	}
+}
