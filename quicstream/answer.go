@@ -53,7 +53,8 @@ type answer struct {
 	status  int         // final status, 0 until WriteHeader
 	header  http.Header // snapshot made by WriteHeader
 	ready   bool        // the head may be sent
-	infos   int         // informational answers sent
+	infos   int         // informational answers so far
+	news    []news      // those of them that wait for an attachment
 	ended   bool        // the handler returned
 	failure error       // why it broke off, nil for a complete answer
 	stopped bool        // cancelled, expired or evicted: no more attachments
@@ -192,22 +193,23 @@ func (a *answer) growLocked(sent int64) bool {
 }
 
 // inform passes an informational answer (RFC 9110 §15.2) to the client that is
-// there now. Later clients do not see it.
+// there, or that comes next: the handler may be quicker than its first
+// attachment.
 func (a *answer) inform(code int, header http.Header) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	att := a.att
-	// An attachment's own goroutine never writes before the head is ready.
-	if att == nil || a.ready || att.err != nil || a.infos >= maxInfos {
+	if a.ready || a.infos >= maxInfos {
 		return
 	}
 	a.infos++
-	att.busy = true
-	a.mu.Unlock()
-	att.inform(code, header)
-	a.mu.Lock()
-	att.busy = false
+	a.news = append(a.news, news{code, header.Clone()})
 	a.cond.Broadcast()
+}
+
+// news is an informational answer that was not sent yet.
+type news struct {
+	code   int
+	header http.Header
 }
 
 // maxInfos is how many informational answers quic-go's client accepts.

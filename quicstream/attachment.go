@@ -84,6 +84,8 @@ func (a *answer) carryLocked(att *attachment) error {
 		switch {
 		case att.err != nil:
 			return att.err
+		case att.str == nil && len(a.news) > 0:
+			a.sendNewsLocked(att)
 		case !a.ready && a.ended:
 			return errBroken
 		case !a.ready:
@@ -124,12 +126,21 @@ func (t *attachment) startLocked() {
 	}
 }
 
+// sendNewsLocked sends the informational answers that wait.
+func (a *answer) sendNewsLocked(att *attachment) {
+	waiting := a.news
+	a.news = nil
+	att.startLocked()
+	a.mu.Unlock()
+	for _, n := range waiting {
+		att.inform(n.code, n.header)
+	}
+	a.mu.Lock()
+	a.wroteLocked(att, 0, nil)
+}
+
 func (a *answer) sendHeadLocked(att *attachment) {
 	status, header := a.status, a.header
-	if att.busy { // an informational answer is on its way out
-		a.cond.Wait()
-		return
-	}
 	att.startLocked()
 	a.mu.Unlock()
 	err := att.sendHead(status, header)

@@ -204,3 +204,26 @@ func TestInformationalAnswersPass(t *testing.T) {
 		t.Errorf("informational answers %q", got)
 	}
 }
+
+// A handler may be quicker than the stream that carries its answer: what it
+// says meanwhile waits, bounded.
+func TestInformationalAnswersWaitForTheirStream(t *testing.T) {
+	var cfg ServerConfig
+	cfg.setDefaults()
+	var stats counters
+	a := newAnswer(t.Context(), answerKey{}, &cfg, newRegistry(cfg.BufferPerClient, cfg.BufferTotal), &stats)
+	defer a.cancel(nil)
+	header := http.Header{}
+	for i := range maxInfos + 2 {
+		header.Set("Mintai-Queue", strconv.Itoa(i))
+		a.inform(http.StatusProcessing, header)
+	}
+	if len(a.news) != maxInfos {
+		t.Fatalf("%d wait", len(a.news))
+	}
+	for i, n := range a.news {
+		if n.code != http.StatusProcessing || n.header.Get("Mintai-Queue") != strconv.Itoa(i) {
+			t.Errorf("%d: %+v", i, n)
+		}
+	}
+}
