@@ -13,6 +13,7 @@ import (
 
 	"mintai/api"
 	"mintai/backend"
+	"mintai/identity"
 	"mintai/signal"
 	"mintai/signal/signalpb"
 )
@@ -327,6 +328,12 @@ func TestDeclinedAfterTheClientLeft(t *testing.T) {
 	first.say(&signalpb.Envelope{Message: &signalpb.Envelope_Decline{Decline: &signalpb.Decline{Session: grant.GetSession(), Reason: "busy"}}})
 	offer := second.hear("an offer", func(e *signalpb.Envelope) bool { return e.GetOffer() != nil }).GetOffer()
 	second.say(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: offer.GetSession()}}})
+	waitUntil(t, "the offer is taken", func() bool {
+		l.co.mu.Lock()
+		defer l.co.mu.Unlock()
+		s := l.co.sessions[identity.SessionID(offer.GetSession())]
+		return s != nil && s.offerEnds.IsZero()
+	})
 	now := time.Now()
 	l.co.sweep(now)
 	l.co.sweep(now.Add(setupLimit))
