@@ -86,6 +86,7 @@ func (e *NoMatchError) Error() string {
 		return noServerText(e.NoServer)
 	case CodeBadRequest:
 		return e.Detail
+	case CodeFiltered, CodeBusy:
 	}
 	parts := make([]string, 0, len(e.Filters))
 	for _, f := range e.Filters {

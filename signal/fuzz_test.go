@@ -24,10 +24,14 @@ func samples() []*signalpb.Envelope {
 		{Message: &signalpb.Envelope_Hello{Hello: &signalpb.Hello{Role: miner, Name: "gpu-box", JoinProof: node, LocalProof: node, Candidates: candidates}}},
 		{Message: &signalpb.Envelope_Welcome{Welcome: &signalpb.Welcome{Observed: candidates[0].GetAddress(), AdmittedAs: "local", LeaseTtlMs: 60_000}}},
 		{Message: &signalpb.Envelope_Refused{Refused: &signalpb.Refused{Code: signalpb.RefusalCode_REFUSAL_TOO_MANY, Message: "full", RetryAfterMs: 5000}}},
-		{Message: &signalpb.Envelope_MatchRequest{MatchRequest: &signalpb.MatchRequest{Nonce: id, Exclude: [][]byte{node}, Attempt: 1,
-			Needs: &signalpb.Needs{Model: "qwen3:8b", Miner: "gpu-box", Call: "/v1/chat/completions", MinReputation: 0.5}}}},
-		{Message: &signalpb.Envelope_Grant{Grant: &signalpb.Grant{Nonce: id, Session: id, Miner: node, Ice: ice, Candidates: candidates, ExpiresUnixMs: 1 << 41,
-			Relay: &signalpb.Relay{Urls: []string{"turn:192.0.2.1:3478"}, Username: "u", Password: "p"}}}},
+		{Message: &signalpb.Envelope_MatchRequest{MatchRequest: &signalpb.MatchRequest{
+			Nonce: id, Exclude: [][]byte{node}, Attempt: 1,
+			Needs: &signalpb.Needs{Model: "qwen3:8b", Miner: "gpu-box", Call: "/v1/chat/completions", MinReputation: 0.5},
+		}}},
+		{Message: &signalpb.Envelope_Grant{Grant: &signalpb.Grant{
+			Nonce: id, Session: id, Miner: node, Ice: ice, Candidates: candidates, ExpiresUnixMs: 1 << 41,
+			Relay: &signalpb.Relay{Urls: []string{"turn:192.0.2.1:3478"}, Username: "u", Password: "p"},
+		}}},
 		{Message: &signalpb.Envelope_NoMatch{NoMatch: &signalpb.NoMatch{Nonce: id, Message: "none", Offered: []string{"a"}, Filters: []*signalpb.FilterStep{{Reason: "full", Removed: 1}}}}},
 		{Message: &signalpb.Envelope_Offer{Offer: &signalpb.Offer{Session: id, Client: node, Ice: ice, Candidates: candidates}}},
 		{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: id}}},

@@ -85,6 +85,7 @@ type nodeRecorder struct{ *recorder }
 
 func (r nodeRecorder) Connected(*signalpb.Welcome) { r.events <- event{kind: "connected"} }
 func (r nodeRecorder) Disconnected(err error)      { r.events <- event{kind: "disconnected", err: err} }
+
 func (r nodeRecorder) Message(env *signalpb.Envelope) {
 	r.events <- event{kind: "message", env: env}
 }

@@ -66,8 +66,10 @@ type gate struct {
 }
 
 func newGate(l Limits) *gate {
-	return &gate{limits: l, all: rate.NewLimiter(rate.Limit(l.HandshakesPerSecond), int(2*l.HandshakesPerSecond)),
-		perIP: make(map[netip.Prefix]*rate.Limiter)}
+	return &gate{
+		limits: l, all: rate.NewLimiter(rate.Limit(l.HandshakesPerSecond), int(2*l.HandshakesPerSecond)),
+		perIP: make(map[netip.Prefix]*rate.Limiter),
+	}
 }
 
 // needsRetry is the transport's VerifySourceAddress.

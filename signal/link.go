@@ -140,7 +140,7 @@ func (n *Node) greetEarly(ctx context.Context, l *link, opened func()) error {
 	select {
 	case <-l.conn.HandshakeComplete():
 	case <-l.conn.Context().Done():
-		return context.Cause(l.conn.Context())
+		return context.Cause(l.conn.Context()) //nolint:contextcheck // why the connection ended
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -324,7 +324,7 @@ func (p *Peer) awaitHandshake(ctx context.Context) error {
 	case <-ctx.Done():
 		return &CloseError{Code: CloseShuttingDown, Err: ctx.Err()}
 	case <-p.conn.Context().Done():
-		return context.Cause(p.conn.Context())
+		return context.Cause(p.conn.Context()) //nolint:contextcheck // why the connection ended
 	}
 }
 

@@ -135,8 +135,10 @@ func TestServerNeedsItsParts(t *testing.T) {
 	if _, err := NewNode(NodeConfig{}); err == nil {
 		t.Error("a node without a key")
 	}
-	s, err := NewServer(ServerConfig{Key: newKey(t), Conn: newTransport(t, 0, nil), Handler: newRecorder(),
-		Admit: func(Joining) (string, string, error) { return "", "", nil }})
+	s, err := NewServer(ServerConfig{
+		Key: newKey(t), Conn: newTransport(t, 0, nil), Handler: newRecorder(),
+		Admit: func(Joining) (string, string, error) { return "", "", nil },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -217,8 +217,10 @@ func (s *Server) begin(ctx context.Context, conn *quic.Conn) *Peer {
 		s.noStream(conn, err)
 		return nil
 	}
-	p := &Peer{server: s, conn: conn, stream: stream, done: make(chan struct{}),
-		pace: rate.NewLimiter(rate.Limit(s.cfg.Limits.MessagesPerSecond), s.cfg.Limits.MessageBurst)}
+	p := &Peer{
+		server: s, conn: conn, stream: stream, done: make(chan struct{}),
+		pace: rate.NewLimiter(rate.Limit(s.cfg.Limits.MessagesPerSecond), s.cfg.Limits.MessageBurst),
+	}
 	p.out = newOutbox(stream, func(err error) {
 		p.end(&CloseError{Code: CloseSlow, Message: "messages are not read", Err: err})
 	})
