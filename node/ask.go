@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"mintai/api"
 	"mintai/backend/builtin"
@@ -418,14 +419,35 @@ func (a *asker) reportJSON(got *answered, err error) error {
 	return nil
 }
 
-// writeJSON writes v as one line.
+// writeJSON writes v as one line, in which strangers' words cannot steer a
+// terminal: what a terminal might obey is written as \u and four digits, which
+// to a program is the same.
 func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	err := enc.Encode(v)
+	if err == nil {
+		_, err = io.WriteString(w, escapeUnprintable(line.String()))
+	}
+	if err != nil {
 		return &Error{Exit: ExitInternal, Code: "output", Message: "writing the result: " + err.Error(), Err: err}
 	}
 	return nil
+}
+
+// escapeUnprintable escapes what json leaves as it is: DEL, C1 and the bidi
+// controls. They occur in a JSON text only within strings.
+func escapeUnprintable(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		if r == '\n' || unicode.IsPrint(r) || r > 0xffff {
+			out.WriteRune(r)
+		} else {
+			_, _ = fmt.Fprintf(&out, `\u%04x`, r)
+		}
+	}
+	return out.String()
 }
 
 func pathJSON(p Path) *jsonPath {

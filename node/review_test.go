@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"mintai/api"
 	"mintai/backend"
@@ -363,5 +365,50 @@ func TestRenewedSessionKeepsItsRelay(t *testing.T) {
 	close(gate)
 	if got := p.wait(); got.exit != ExitOK || got.out != "first last" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// An answer that is not streamed may take as long as the whole of it takes.
+func TestWholeAnswersMayBeSlow(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	gate := make(chan struct{})
+	ai := newAI(t, "m", func(c *aiCall) {
+		select {
+		case <-gate:
+		case <-c.r.Context().Done():
+			return
+		}
+		_, _ = io.WriteString(c.w, `{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}`)
+	})
+	l.miner("one", ai)
+	l.miner("two", ai)
+	const limit = 500 * time.Millisecond
+	url := l.client(func(c *clientConfig) { c.Deadlines.FirstByte = limit }).endpoint(t)
+	began := time.Now()
+	time.AfterFunc(limit+limit/2, func() { close(gate) })
+	resp := post(t, t.Context(), url, strings.Replace(streamBody, "true", "false", 1))
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || ai.count() != 1 {
+		t.Errorf("status %d after %v, %v, %d questions: %s", resp.StatusCode, time.Since(began), err, ai.count(), body)
+	}
+}
+
+// Nothing in a JSON line steers a terminal, and nothing in it is changed.
+func TestJSONIsHarmless(t *testing.T) {
+	t.Parallel()
+	in := "\x1b[31m\u009b31m\u202e\u2066\x7f\u2028 ü 漢 😀 <&> \U000e0001"
+	var line strings.Builder
+	if err := writeJSON(&line, in); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range line.String() {
+		if unicode.IsControl(r) && r != '\n' || unicode.Is(unicode.Bidi_Control, r) {
+			t.Errorf("%U in %q", r, line.String())
+		}
+	}
+	var out string
+	if err := json.Unmarshal([]byte(line.String()), &out); err != nil || out != in {
+		t.Errorf("%q, %v", out, err)
 	}
 }

@@ -30,6 +30,11 @@ const maxTries = 4
 // keeps saying so.
 const queueDeadline = 10 * time.Minute
 
+// wholeShare is how much longer an answer that is not streamed may take to begin:
+// its first byte comes when the whole of it is there. It is the miner's measure
+// too.
+const wholeShare = 5
+
 // RoundTrip carries a request of the local endpoint, which has parsed it, to a
 // miner. Its errors are *api.Error, ready to be shown in the API's own shape.
 func (c *client) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -132,7 +137,11 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 	tr.stage("waiting for the first token…")
 	start := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
-	first := newFirstByte(c.deadlines.FirstByte, cancel)
+	limit := c.deadlines.FirstByte
+	if !req.Stream {
+		limit *= wholeShare
+	}
+	first := newFirstByte(limit, cancel)
 	hr, id, err := newTunnelRequest(first.watchQueue(ctx, tr), s, req, accept)
 	if err != nil {
 		first.stop()
