@@ -24,16 +24,25 @@ func newRegistry() *prometheus.Registry {
 	return r
 }
 
-// serveMetrics answers /metrics and /healthz on addr until ctx ends. Healthy is
-// asked at each /healthz. An address that is taken is a warning, not a failure.
-func serveMetrics(ctx context.Context, addr string, registry *prometheus.Registry, healthy func() error, log zerolog.Logger) {
+// statusServer answers /metrics and /healthz, and what a role adds. Its methods
+// accept a nil receiver, for a process that serves none.
+type statusServer struct {
+	ln  net.Listener
+	mux *http.ServeMux
+	log zerolog.Logger
+}
+
+// listenStatus opens addr. Healthy is asked at each /healthz. It returns nil
+// when addr is empty, and when it cannot be had: a taken port is a warning, not
+// a failure.
+func listenStatus(addr string, registry *prometheus.Registry, healthy func() error, log zerolog.Logger) *statusServer {
 	if addr == "" {
-		return
+		return nil
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		log.Warn().Err(err).Msg("no /metrics and /healthz: choose another address with metrics = in the configuration")
-		return
+		return nil
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -44,13 +53,34 @@ func serveMetrics(ctx context.Context, addr string, registry *prometheus.Registr
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	return &statusServer{ln: ln, mux: mux, log: log}
+}
+
+// handle adds a page.
+func (s *statusServer) handle(pattern string, page http.HandlerFunc) {
+	if s != nil {
+		s.mux.HandleFunc(pattern, page)
+	}
+}
+
+// Run serves until ctx ends.
+func (s *statusServer) Run(ctx context.Context) error {
+	if s == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	srv := &http.Server{
+		Handler: s.mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	log.Info().Str("addr", "http://"+ln.Addr().String()).Msg("metrics and health")
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		log.Warn().Err(err).Msg("metrics server ended")
+	s.log.Info().Str("addr", "http://"+s.ln.Addr().String()).Msg("metrics and health")
+	if err := srv.Serve(s.ln); !errors.Is(err, http.ErrServerClosed) {
+		s.log.Warn().Err(err).Msg("metrics server ended") // the role goes on without
 	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // clientMetrics counts what a client does.

@@ -358,16 +358,12 @@ func (c *command) runProxy(ctx context.Context, std IO, s *setup, find func() (m
 	late := &lateClient{}
 	g := newGroup(ctx)
 	g.start(func(ctx context.Context) error { return serveGateway(ctx, ln, late, s) })
-	g.start(func(ctx context.Context) error {
-		serveMetrics(ctx, s.cfg.Client.Metrics, registry, func() error {
-			if cl := late.client.Load(); cl == nil || !cl.sig.Status().Connected {
-				return errors.New("not connected to a coordinator")
-			}
-			return nil
-		}, s.log)
-		<-ctx.Done()
-		return ctx.Err()
-	})
+	g.start(listenStatus(s.cfg.Client.Metrics, registry, func() error {
+		if cl := late.client.Load(); cl == nil || !cl.sig.Status().Connected {
+			return errors.New("not connected to a coordinator")
+		}
+		return nil
+	}, s.log).Run)
 	_, _ = fmt.Fprintf(std.Stderr, "OpenAI endpoint:  http://%s/v1\nOllama endpoint:  http://%s\n", ln.Addr(), ln.Addr())
 	g.start(func(ctx context.Context) error {
 		member, err := awaitMembership(ctx, find, s.log)

@@ -51,6 +51,7 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 	if err != nil {
 		return err
 	}
+	co.registerEvents(registry)
 	runtime := co.Runtime(os.Getpid())
 	at, err := s.paths.WriteRuntime(runtime)
 	if err != nil {
@@ -62,14 +63,12 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 			}
 		}()
 	}
-	co.announce(std.Stdout, secret)
+	status := listenStatus(cfg.Metrics, registry, func() error { return nil }, s.log)
+	status.handle("GET /miners", co.serveMiners)
+	co.announce(std.Stdout, secret, status)
 	g := newGroup(ctx)
 	g.start(co.Run)
-	g.start(func(ctx context.Context) error {
-		serveMetrics(ctx, cfg.Metrics, registry, func() error { return nil }, s.log)
-		<-ctx.Done()
-		return ctx.Err()
-	})
+	g.start(status.Run)
 	return g.wait()
 }
 
@@ -82,16 +81,21 @@ func turnOf(t TURNConfig) turnSettings {
 
 // announce prints every port that was opened, as the system sees it, and the
 // links for here, the LAN and the Internet.
-func (c *coordinator) announce(w io.Writer, secret identity.Secret) {
+func (c *coordinator) announce(w io.Writer, secret identity.Secret, status *statusServer) {
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
 	p("coordinator %s", c.cfg.Key.ID())
 	p("  listens on  UDP %s (signaling)", c.Addr())
-	switch {
-	case c.turn != nil:
+	if c.turn != nil {
 		for _, addr := range c.turn.Addrs() {
 			p("              UDP %s (STUN and TURN)", addr)
 		}
 		p("              UDP %d-%d while a relay is lent", c.cfg.TURN.PortMin, c.cfg.TURN.PortMax)
+	}
+	if status != nil {
+		p("              TCP %s (/metrics, /healthz, /miners)", status.ln.Addr())
+	}
+	switch {
+	case c.turn != nil:
 	case len(c.cfg.TURN.URLs) > 0:
 		p("  lends       the relay at %s", strings.Join(c.cfg.TURN.URLs, ", "))
 	default:

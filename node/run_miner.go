@@ -48,15 +48,12 @@ func (c *command) runMiner(ctx context.Context, std IO) error {
 	if err != nil {
 		return err
 	}
+	m.registerEvents(registry)
 	s.log.Info().Str("node", key.ID().Short()).Strs("coordinator", member.addrs).Msg("miner starts")
 	g := newGroup(ctx)
 	g.start(m.Run)
 	g.start(m.sayTrouble)
-	g.start(func(ctx context.Context) error {
-		serveMetrics(ctx, s.cfg.Miner.Metrics, registry, m.healthy, s.log)
-		<-ctx.Done()
-		return ctx.Err()
-	})
+	g.start(listenStatus(s.cfg.Miner.Metrics, registry, m.healthy, s.log).Run)
 	return g.wait()
 }
 
