@@ -54,6 +54,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Nothing else that a stranger sent goes on.
 func cleanRequest(ctx context.Context, req *api.Request, accept []string) (*http.Request, error) {
 	ctx = context.WithValue(ctx, streamKey{}, req.Stream)
+	ctx = context.WithValue(ctx, callKey{}, req.Call)
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, string(req.Call), bytes.NewReader(req.Body))
 	if err != nil {
 		return nil, fmt.Errorf("building the request for the AI server: %w", err)
@@ -72,6 +73,9 @@ func cleanRequest(ctx context.Context, req *api.Request, accept []string) (*http
 // streamKey marks whether the answer streams, which decides how long its
 // headers may take.
 type streamKey struct{}
+
+// callKey marks which call it is: the URL may be the server's own.
+type callKey struct{}
 
 // finalWriter drops a server's informational responses, which carry headers.
 type finalWriter struct{ http.ResponseWriter }
@@ -149,6 +153,9 @@ func (f filter) pass(r *http.Request, got *http.Response, body io.ReadCloser) (*
 		// and some servers quote the key.
 		return nil, errUnauthorized
 	case got.StatusCode == http.StatusOK && known && got.Header.Get("Content-Encoding") == "":
+		if endsByClosing(got) {
+			resp.Body = untilSaid(r, body)
+		}
 		return resp, nil
 	case got.StatusCode < 400 || got.StatusCode > 599:
 		return nil, errNonsense

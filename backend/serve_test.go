@@ -211,6 +211,9 @@ func TestATruncatedAnswerNeverLooksWhole(t *testing.T) {
 	for _, tc := range []struct{ name, head string }{
 		{"chunked", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata: \r\n"},
 		{"in a chunk", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\nff\r\ndata: "},
+		{"until it is closed", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" +
+			"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"},\"finish_reason\":null}]}\n\n"},
+		{"HTTP/1.0", "HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"},
 		{"of known length", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"choices\""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -249,6 +252,29 @@ func TestATruncatedAnswerNeverLooksWhole(t *testing.T) {
 				p.ServeHTTP(httptest.NewRecorder(), r.WithContext(WithGrant(t.Context(), "m")))
 			}()
 		})
+	}
+}
+
+// TestAnAnswerThatEndsByClosing: a server that speaks HTTP/1.0 ends its answers
+// so, and its stream says when it is whole.
+func TestAnAnswerThatEndsByClosing(t *testing.T) {
+	const stream = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"all\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n"
+	f := newFake(t, TypeOpenAI, fakeModel{name: "m"})
+	f.answer = func(w http.ResponseWriter, _ *http.Request) {
+		conn, buf, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = buf.WriteString("HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + stream)
+		_ = buf.Flush()
+		_ = conn.Close()
+	}
+	miner := newMiner(t, newPool(t, Options{}, Config{Type: TypeOpenAI, URL: f.URL}), "m")
+	resp := post(t, miner.URL+"/v1/chat/completions", ask)
+	defer func() { _ = resp.Body.Close() }()
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != stream {
+		t.Errorf("%q, %v", b, err)
 	}
 }
 
