@@ -173,6 +173,9 @@ func (f *firstRead) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// maxJSONAnswer bounds the answer that -json keeps until its end, in bytes.
+const maxJSONAnswer = 64 << 20
+
 // chatRequest is the body of the one call that ask makes.
 type chatRequest struct {
 	Model    string        `json:"model"`
@@ -286,6 +289,12 @@ func (a *asker) show(text string, got *answered) error {
 	got.bytes += len(text)
 	got.lastByte = text[len(text)-1]
 	if a.opts.json {
+		if got.text.Len()+len(text) > maxJSONAnswer {
+			return &Error{
+				Exit: ExitLost, Code: "too_large", Message: fmt.Sprintf("the answer is larger than %d MiB", maxJSONAnswer>>20),
+				Hint: "without -json an answer may be of any size",
+			}
+		}
 		got.text.WriteString(text)
 		return nil
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -254,5 +255,106 @@ func TestMinerSharesItsSessions(t *testing.T) {
 	defer m.mu.Unlock()
 	if len(m.sessions) != 0 || len(m.granted) != 0 {
 		t.Errorf("%d sessions are left", len(m.sessions))
+	}
+}
+
+// Whatever a coordinator grants, an ask ends in time, with one line.
+func TestHostileCoordinator(t *testing.T) {
+	t.Parallel()
+	address := func(port uint32, ip ...byte) *signalpb.Candidate {
+		return &signalpb.Candidate{Kind: signalpb.CandidateKind_CANDIDATE_HOST, Address: &signalpb.Address{Ip: ip, Port: port}}
+	}
+	for name, change := range map[string]func(*signalpb.Grant){
+		"no such miner": func(g *signalpb.Grant) { g.Miner = bytes.Repeat([]byte{7}, 32) },
+		"an endless wait": func(g *signalpb.Grant) {
+			g.Candidates, g.HeadStartMs, g.Relay = nil, 1<<40, &signalpb.Relay{Urls: []string{"turn:127.0.0.1:9"}, Username: "u", Password: "p"}
+		},
+		"over already":   func(g *signalpb.Grant) { g.ExpiresUnixMs = 1 },
+		"no credentials": func(g *signalpb.Grant) { g.Ice.LocalPwd, g.Ice.RemotePwd = "", "" },
+		"no candidates":  func(g *signalpb.Grant) { g.Candidates, g.Relay = nil, nil },
+		"other services": func(g *signalpb.Grant) {
+			g.Relay = &signalpb.Relay{Urls: []string{"turn:127.0.0.1:1", "http://127.0.0.1/", "turn:[::1]:9?transport=tcp", "\\"}, Username: "u", Password: "p"}
+			g.Candidates = []*signalpb.Candidate{
+				address(9, 127, 0, 0, 1), address(9, 224, 0, 0, 1), address(9, 255, 255, 255, 255), address(9, 0, 0, 0, 0),
+				address(1900, 239, 255, 255, 250), address(9, 169, 254, 169, 254), address(53, bytes.Repeat([]byte{0}, 16)...),
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, func(c *coordinatorConfig) {
+				c.hooks.handler = func(h signal.ServerHandler) signal.ServerHandler { return &forger{ServerHandler: h, change: change} }
+			})
+			cl := l.client(func(c *clientConfig) {
+				d := &c.Deadlines
+				d.Direct, d.Relay, d.QUIC, d.Match = 200*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond, time.Second
+			})
+			began := time.Now()
+			got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait()
+			if got.exit == ExitOK || got.out != "" || strings.Count(got.err, "\n") != 1 {
+				t.Errorf("%+v", got)
+			}
+			// Four tries, each bounded by this side's own deadlines; on a busy machine.
+			if took := time.Since(began); took > testWait/2 {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+// forger answers each request with a grant of its own.
+type forger struct {
+	signal.ServerHandler
+	change func(*signalpb.Grant)
+}
+
+func (h *forger) Message(p *signal.Peer, env *signalpb.Envelope) {
+	req := env.GetMatchRequest()
+	if req == nil {
+		h.ServerHandler.Message(p, env)
+		return
+	}
+	id := identity.NewSessionID()
+	forClient, _ := mintICE()
+	g := &signalpb.Grant{
+		Nonce: req.GetNonce(), Session: id[:], Miner: bytes.Repeat([]byte{1}, 32), MinerName: "none", Model: "m",
+		ExpiresUnixMs: time.Now().Add(time.Hour).UnixMilli(), Ice: forClient, HeadStartMs: 50,
+		Candidates: []*signalpb.Candidate{{
+			Kind: signalpb.CandidateKind_CANDIDATE_HOST, Address: &signalpb.Address{Ip: []byte{127, 0, 0, 1}, Port: 9},
+		}},
+	}
+	h.change(g)
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: g}})
+}
+
+// An answer without an end fills no memory, with -json either.
+func TestEndlessAnswerIsBounded(t *testing.T) {
+	t.Parallel()
+	a := &asker{opts: askOptions{json: true}}
+	got := &answered{}
+	got.text.WriteString(strings.Repeat("a", maxJSONAnswer-1))
+	if err := a.show("b", got); err != nil {
+		t.Errorf("%d bytes: %v", maxJSONAnswer, err)
+	}
+	if err := a.show("c", got); err == nil || asError(err).Code != "too_large" || got.text.Len() != maxJSONAnswer {
+		t.Errorf("one more: %v", err)
+	}
+}
+
+// What is refused can be seen in the metrics.
+func TestRefusalsAreCounted(t *testing.T) {
+	t.Parallel()
+	l, m, _ := ready(t, says("ok"))
+	l.co.registerEvents(l.registry)
+	m.registerEvents(l.registry)
+	a := l.attack(signalpb.Role_ROLE_CLIENT, "odd")
+	a.say(&signalpb.Envelope{Message: &signalpb.Envelope_Lease{Lease: &signalpb.Lease{}}}) // a miner's word
+	waitUntil(t, "the refusal is counted", func() bool {
+		return strings.Contains(l.metrics(t), `mintai_coordinator_signal_events_total{event="out_of_order"} 1`)
+	})
+	for _, want := range []string{"mintai_coordinator_relay_events_total{", "mintai_miner_tunnel_events_total{"} {
+		if !strings.Contains(l.metrics(t), want) {
+			t.Errorf("no %s", want)
+		}
 	}
 }

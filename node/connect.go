@@ -24,6 +24,9 @@ const (
 	// relayGrace is how long a finished relay leg waits for a direct handshake
 	// that is under way: the relay is for those who have no direct path.
 	relayGrace = 500 * time.Millisecond
+	// leastLook is how often a direct handshake under way is looked at, when the
+	// head start is shorter still.
+	leastLook = 50 * time.Millisecond
 )
 
 // connector finds a path to a granted miner and opens the tunnel over it.
@@ -113,6 +116,7 @@ type race struct {
 // connect blocks until a tunnel to the session's miner is up, every way failed,
 // a deadline passed, or ctx ends.
 func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
+	s.headStart = min(s.headStart, c.deadlines.Direct) // whatever the coordinator says, this side's deadlines hold
 	ctx, cancel := context.WithTimeout(ctx, max(c.deadlines.Direct, s.headStart+c.deadlines.Relay))
 	defer cancel()
 	direct, err := c.socket.Open(ice.SessionConfig{
@@ -165,7 +169,7 @@ func (r *race) run(ctx context.Context) (*link, error) {
 			if r.directPending == 0 {
 				r.openRelay(ctx)
 			} else {
-				headStart.Reset(r.s.headStart) // look again: that handshake may fail
+				headStart.Reset(max(r.s.headStart, leastLook)) // look again: that handshake may fail
 			}
 		case o := <-r.opened:
 			r.relayErr = o.err
