@@ -511,7 +511,7 @@ func (h *clientHandler) Message(env *signalpb.Envelope) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if id, err := identity.SessionIDFromBytes(m.Renewed.GetSession()); err == nil && c.sessions[id] != nil {
-			c.sessions[id].expires = time.UnixMilli(m.Renewed.GetExpiresUnixMs())
+			c.sessions[id].expires = expiry(m.Renewed)
 		}
 	case *signalpb.Envelope_SessionEnd:
 		if s := c.sessionOf(m.SessionEnd.GetSession()); s != nil {

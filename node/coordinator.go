@@ -550,7 +550,7 @@ func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
 	}
 	s.renewed, s.expires = now, now.Add(c.cfg.Deadlines.Session)
 	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
-		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli()},
+		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: time.Until(s.expires).Milliseconds()},
 	}}
 	if c.turn != nil {
 		c.turn.Extend(s.id, s.expires)

@@ -69,14 +69,15 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 
 	forClient, forMiner := mintICE()
 	sameUser := p.AdmittedAs() == admittedLocal && entry.peer.AdmittedAs() == admittedLocal
+	lifetime := max(1, time.Until(s.expires).Milliseconds())
 	grant := &signalpb.Grant{
 		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
-		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), Ice: forClient,
+		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
 		Candidates: candidates, Relay: c.lendRelay(s, entry.peer), Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
 		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
 	}
 	offer := &signalpb.Offer{
-		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(),
+		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
 		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: sameUser,
 	}
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {

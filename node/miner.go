@@ -482,7 +482,7 @@ func (h *minerHandler) Message(env *signalpb.Envelope) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if s := m.sessionLocked(msg.Renewed.GetSession()); s != nil {
-			s.expires = time.UnixMilli(msg.Renewed.GetExpiresUnixMs())
+			s.expires = expiry(msg.Renewed)
 		}
 	case *signalpb.Envelope_SessionEnd:
 		m.mu.Lock()
@@ -544,7 +544,7 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 		return "" // said twice
 	}
 	s := &minerSession{
-		id: id, client: client, model: api.Model(o.GetModel()), expires: time.UnixMilli(o.GetExpiresUnixMs()), since: time.Now(),
+		id: id, client: client, model: api.Model(o.GetModel()), expires: expiry(o), since: time.Now(),
 	}
 	checks, err := m.socket.Open(ice.SessionConfig{
 		ID: id, Peer: client, Local: local, Remote: remote, Candidates: readCandidates(o.GetCandidates()),

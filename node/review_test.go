@@ -412,3 +412,34 @@ func TestJSONIsHarmless(t *testing.T) {
 		t.Errorf("%q, %v", out, err)
 	}
 }
+
+// A session lasts as long as it was granted for, also where the clock is hours
+// ahead of the coordinator's.
+func TestClocksMayDisagree(t *testing.T) {
+	t.Parallel()
+	l, m, _ := ready(t, says("fine"))
+	past := time.Now().Add(-3 * time.Hour).UnixMilli()
+	forClient, forMiner := mintICE()
+	id, client := identity.NewSessionID(), newKey(t).ID()
+	m.offered(&signalpb.Offer{Session: id[:], Client: client[:], Model: "m", Ice: forMiner, ExpiresUnixMs: past, LifetimeMs: 60_000})
+	if _, refusal := m.sessionFor(client, id.String()); refusal != nil {
+		t.Errorf("at the miner: %v", refusal)
+	}
+	s, err := readGrant(&signalpb.Grant{Session: id[:], Miner: client[:], Model: "m", Ice: forClient, ExpiresUnixMs: past, LifetimeMs: 60_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(s.expires); left < 50*time.Second || left > time.Minute {
+		t.Errorf("at the client: %v are left", left)
+	}
+	if s.expires.Round(0) == s.expires {
+		t.Error("the end moves when the clock is set")
+	}
+	cl := l.client()
+	if got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait(); got.exit != ExitOK {
+		t.Fatalf("%+v", got)
+	}
+	if e := cl.session(t, m).expires; e.Round(0) == e {
+		t.Error("the coordinator said no lifetime")
+	}
+}

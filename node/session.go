@@ -53,7 +53,7 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 	}
 	s := &session{
 		id: id, miner: miner, minerName: g.GetMinerName(), model: api.Model(g.GetModel()), why: g.GetWhy(),
-		slots: int(g.GetSlots()), sameUser: g.GetSameUser(), expires: time.UnixMilli(g.GetExpiresUnixMs()),
+		slots: int(g.GetSlots()), sameUser: g.GetSameUser(), expires: expiry(g),
 		candidates: readCandidates(g.GetCandidates()),
 		granted:    time.Now(),
 		trickled:   make(chan ice.Candidate, maxTrickled),

@@ -88,7 +88,8 @@ func validate(env *signalpb.Envelope) error {
 	case *signalpb.Envelope_Renew:
 		return id16("renew.session", m.Renew.GetSession())
 	case *signalpb.Envelope_Renewed:
-		return first(id16("renewed.session", m.Renewed.GetSession()), duration("renewed.expires_unix_ms", m.Renewed.GetExpiresUnixMs()))
+		return first(id16("renewed.session", m.Renewed.GetSession()), duration("renewed.expires_unix_ms", m.Renewed.GetExpiresUnixMs()),
+			duration("renewed.lifetime_ms", m.Renewed.GetLifetimeMs()))
 	case *signalpb.Envelope_SessionEnd:
 		return first(id16("session_end.session", m.SessionEnd.GetSession()), text("session_end.reason", m.SessionEnd.GetReason(), MaxText))
 	case *signalpb.Envelope_Goodbye:
@@ -131,7 +132,7 @@ func checkICE(field string, i *signalpb.ICE) error {
 func checkGrant(g *signalpb.Grant) error {
 	if err := first(id16("grant.nonce", g.GetNonce()), id16("grant.session", g.GetSession()), id32("grant.miner", g.GetMiner()),
 		text("grant.miner_name", g.GetMinerName(), MaxName), text("grant.model", g.GetModel(), MaxText),
-		text("grant.why", g.GetWhy(), MaxText), duration("grant.expires_unix_ms", g.GetExpiresUnixMs()),
+		text("grant.why", g.GetWhy(), MaxText), duration("grant.expires_unix_ms", g.GetExpiresUnixMs()), duration("grant.lifetime_ms", g.GetLifetimeMs()),
 		duration("grant.head_start_ms", g.GetHeadStartMs()), checkICE("grant.ice", g.GetIce()),
 		candidates("grant.candidates", g.GetCandidates())); err != nil {
 		return err
@@ -170,7 +171,7 @@ func checkNoMatch(n *signalpb.NoMatch) error {
 
 func checkOffer(o *signalpb.Offer) error {
 	return first(id16("offer.session", o.GetSession()), id32("offer.client", o.GetClient()), text("offer.model", o.GetModel(), MaxText),
-		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()),
+		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()), duration("offer.lifetime_ms", o.GetLifetimeMs()),
 		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()))
 }
 

@@ -1429,6 +1429,7 @@ type Grant struct {
 	Slots         uint32                 `protobuf:"varint,12,opt,name=slots,proto3" json:"slots,omitempty"`
 	HeadStartMs   int64                  `protobuf:"varint,13,opt,name=head_start_ms,json=headStartMs,proto3" json:"head_start_ms,omitempty"` // of the direct path before the relay starts
 	SameUser      bool                   `protobuf:"varint,14,opt,name=same_user,json=sameUser,proto3" json:"same_user,omitempty"`
+	LifetimeMs    int64                  `protobuf:"varint,15,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // from now on; it counts before expires_unix_ms, whatever the receiver's clock says
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1559,6 +1560,13 @@ func (x *Grant) GetSameUser() bool {
 		return x.SameUser
 	}
 	return false
+}
+
+func (x *Grant) GetLifetimeMs() int64 {
+	if x != nil {
+		return x.LifetimeMs
+	}
+	return 0
 }
 
 type FilterStep struct {
@@ -1708,6 +1716,7 @@ type Offer struct {
 	Candidates    []*Candidate           `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`
 	Call          string                 `protobuf:"bytes,7,opt,name=call,proto3" json:"call,omitempty"`
 	SameUser      bool                   `protobuf:"varint,8,opt,name=same_user,json=sameUser,proto3" json:"same_user,omitempty"`
+	LifetimeMs    int64                  `protobuf:"varint,9,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // as in Grant
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1796,6 +1805,13 @@ func (x *Offer) GetSameUser() bool {
 		return x.SameUser
 	}
 	return false
+}
+
+func (x *Offer) GetLifetimeMs() int64 {
+	if x != nil {
+		return x.LifetimeMs
+	}
+	return 0
 }
 
 type Taken struct {
@@ -2693,6 +2709,7 @@ type Renewed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	ExpiresUnixMs int64                  `protobuf:"varint,2,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
+	LifetimeMs    int64                  `protobuf:"varint,3,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // as in Grant
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2737,6 +2754,13 @@ func (x *Renewed) GetSession() []byte {
 func (x *Renewed) GetExpiresUnixMs() int64 {
 	if x != nil {
 		return x.ExpiresUnixMs
+	}
+	return 0
+}
+
+func (x *Renewed) GetLifetimeMs() int64 {
+	if x != nil {
+		return x.LifetimeMs
 	}
 	return 0
 }
@@ -2927,7 +2951,7 @@ const file_signal_proto_rawDesc = "" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12\x14\n" +
 	"\x05realm\x18\x05 \x01(\tR\x05realm\x12\x12\n" +
-	"\x04port\x18\x06 \x01(\rR\x04port\"\xc2\x03\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"\xe3\x03\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x14\n" +
@@ -2946,7 +2970,9 @@ const file_signal_proto_rawDesc = "" +
 	"\x03why\x18\v \x01(\tR\x03why\x12\x14\n" +
 	"\x05slots\x18\f \x01(\rR\x05slots\x12\"\n" +
 	"\rhead_start_ms\x18\r \x01(\x03R\vheadStartMs\x12\x1b\n" +
-	"\tsame_user\x18\x0e \x01(\bR\bsameUser\">\n" +
+	"\tsame_user\x18\x0e \x01(\bR\bsameUser\x12\x1f\n" +
+	"\vlifetime_ms\x18\x0f \x01(\x03R\n" +
+	"lifetimeMs\">\n" +
 	"\n" +
 	"FilterStep\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
@@ -2957,7 +2983,7 @@ const file_signal_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x126\n" +
 	"\afilters\x18\x04 \x03(\v2\x1c.mintai.signal.v1.FilterStepR\afilters\x12\x18\n" +
 	"\aoffered\x18\x05 \x03(\tR\aoffered\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\x8e\x02\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\xaf\x02\n" +
 	"\x05Offer\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\fR\x06client\x12\x14\n" +
@@ -2968,7 +2994,9 @@ const file_signal_proto_rawDesc = "" +
 	"candidates\x18\x06 \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
 	"candidates\x12\x12\n" +
 	"\x04call\x18\a \x01(\tR\x04call\x12\x1b\n" +
-	"\tsame_user\x18\b \x01(\bR\bsameUser\"!\n" +
+	"\tsame_user\x18\b \x01(\bR\bsameUser\x12\x1f\n" +
+	"\vlifetime_ms\x18\t \x01(\x03R\n" +
+	"lifetimeMs\"!\n" +
 	"\x05Taken\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"a\n" +
 	"\aDecline\x12\x18\n" +
@@ -3052,10 +3080,12 @@ const file_signal_proto_rawDesc = "" +
 	"\x06offers\x18\x02 \x03(\v2\x1c.mintai.signal.v1.ModelOfferR\x06offers\x12!\n" +
 	"\fempty_miners\x18\x03 \x03(\tR\vemptyMiners\"!\n" +
 	"\x05Renew\x12\x18\n" +
-	"\asession\x18\x01 \x01(\fR\asession\"K\n" +
+	"\asession\x18\x01 \x01(\fR\asession\"l\n" +
 	"\aRenewed\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12&\n" +
-	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\">\n" +
+	"\x0fexpires_unix_ms\x18\x02 \x01(\x03R\rexpiresUnixMs\x12\x1f\n" +
+	"\vlifetime_ms\x18\x03 \x01(\x03R\n" +
+	"lifetimeMs\">\n" +
 	"\n" +
 	"SessionEnd\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
