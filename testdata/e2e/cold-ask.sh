@@ -70,7 +70,7 @@ warm() {
 # within FILE LIMIT-IN-R: prints the median, in milliseconds and in R.
 within() {
   awk -v m="$(median <"$1")" -v r="$R" -v limit="$2" -v kind="$kind" -v what="$3" -v round="$round" 'BEGIN {
-    printf "%-10s %-14s %7.1f ms  %5.2f R  limit %.1f R%s\n", kind, what, m, m / r, limit, round > 1 ? "  (round " round ")" : ""
+    printf "%-10s %-14s %7.1f ms  %5.2f R  limit %.1f R%s\n", kind, what, m, m / r, limit, (round > 1 ? "  (round " round ")" : "")
     exit !(m > 0 && m <= limit * r) }' >>table
 }
 
