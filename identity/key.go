@@ -33,8 +33,11 @@ func NewKey() (*Key, error) {
 // LoadOrCreateKey reads the PKCS #8 PEM key at path, or makes one there with
 // mode 0600 when the file does not exist. Two processes that start at the same
 // moment end up with the same key. A file that others can read is refused
-// with ErrKeyExposed.
+// with ErrKeyExposed, and a folder that all can write with ErrFolderOpen.
 func LoadOrCreateKey(path string) (*Key, error) {
+	if err := checkFolder(path); err != nil {
+		return nil, err
+	}
 	key, err := loadKey(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err

@@ -13,6 +13,22 @@ import (
 // maxPrivateFile bounds a file with one secret or one link, in bytes.
 const maxPrivateFile = 4096
 
+// ErrFolderOpen says that a folder with secrets can be written by every user of
+// the machine: whoever writes there can put another key in place.
+var ErrFolderOpen = errors.New("folder can be written by other users")
+
+// checkFolder refuses a path whose folder everybody may write, unless only the
+// owner of a file may replace it there (the sticky bit). A folder that is
+// missing is no error.
+func checkFolder(path string) error {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode()&fs.ModeSticky == 0 && exposed(info, 0o002) {
+		return fmt.Errorf("%w: %s has mode %#o; run: chmod 700 %s", ErrFolderOpen, dir, info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
 // LoadOrCreateSecret reads the secret at path, or makes a random one there
 // with mode 0600 when the file does not exist. A file that others can read is
 // refused with ErrKeyExposed.
@@ -60,6 +76,9 @@ func ReadLink(path string) (Link, error) {
 // readPrivate reads a small file that only its owner may read, without the
 // white space around its text.
 func readPrivate(path string) (string, error) {
+	if err := checkFolder(path); err != nil {
+		return "", err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
