@@ -6,11 +6,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"github.com/rs/zerolog"
 
 	"mintai/identity"
 	"mintai/signal"
@@ -355,6 +357,31 @@ func TestRefusalsAreCounted(t *testing.T) {
 	for _, want := range []string{"mintai_coordinator_relay_events_total{", "mintai_miner_tunnel_events_total{"} {
 		if !strings.Contains(l.metrics(t), want) {
 			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// A web page that points its own name at this machine sees no status page.
+func TestStatusPagesAndRebinding(t *testing.T) {
+	t.Parallel()
+	s := listenStatus("127.0.0.1:0", newRegistry(), func() error { return nil }, zerolog.Nop())
+	start(t, "the status pages", s.Run)
+	for host, want := range map[string]int{
+		"127.0.0.1": http.StatusOK, "localhost:9464": http.StatusOK, "[::1]:9464": http.StatusOK,
+		"evil.example:9464": http.StatusForbidden, "localhost.evil.example": http.StatusForbidden, "127.0.0.1.evil.example": http.StatusForbidden,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.ln.Addr().String()+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host, req.Close = host, true
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", host, resp.StatusCode, want)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,6 +58,25 @@ func listenStatus(addr string, registry *prometheus.Registry, healthy func() err
 	return &statusServer{ln: ln, mux: mux, log: log}
 }
 
+// guard keeps web pages out of what only this machine may see: a page that
+// points its own name at this machine (DNS rebinding) still sends that name.
+func (s *statusServer) guard(next http.Handler) http.Handler {
+	if addr, ok := s.ln.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && !strings.EqualFold(host, "localhost") {
+			http.Error(w, "call this page as 127.0.0.1 or localhost", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // handle adds a page.
 func (s *statusServer) handle(pattern string, page http.HandlerFunc) {
 	if s != nil {
@@ -70,7 +91,7 @@ func (s *statusServer) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	srv := &http.Server{
-		Handler: s.mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		Handler: s.guard(s.mux), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
