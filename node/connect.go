@@ -182,6 +182,10 @@ func (r *race) run(ctx context.Context) (*link, error) {
 				r.failed(ctx, d)
 			case d.via.Kind == ice.RelayUDP:
 				r.relayPending--
+				if relayed != nil { // through the same relay: one is enough
+					_ = d.tunnel.Close(quicstream.Done)
+					continue
+				}
 				relayed = r.link(d)
 				if r.directPending == 0 {
 					return relayed, nil
@@ -203,6 +207,12 @@ func (r *race) run(ctx context.Context) (*link, error) {
 			directOpen = false
 			r.openRelay(ctx)
 		case <-ctx.Done():
+			if relayed != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return relayed, nil
+			}
+			if relayed != nil {
+				r.dropRelayed(relayed)
+			}
 			return nil, r.failure(ctx)
 		}
 		if !directOpen && r.directPending == 0 && r.hopeless() {

@@ -173,11 +173,12 @@ func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.T
 		c.mu.Unlock()
 		return
 	}
+	client := s.client // it may reconnect meanwhile
 	c.endLocked(s)
 	c.mu.Unlock()
 	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).Msg("next miner")
 	c.tellMiner(s, sessionEndMessage(s.id, clip(reason)))
-	c.offer(s.client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
+	c.offer(client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
 }
 
 func (c *coordinator) noMatch(p *signal.Peer, m *signalpb.NoMatch) {
