@@ -223,3 +223,21 @@ func TestTooManyTunnels(t *testing.T) {
 		t.Errorf("ended with %v", first.Err())
 	}
 }
+
+// A tunnel that carries an answer stays when its client opens too many others.
+func TestTooManyTunnelsSpareTheBusy(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	tr := socket(t)
+	busy := r.dialFrom(tr, r.client)
+	r.do(busy, post(t, "/", "{}"))
+	idle := r.dialFrom(tr, r.client)
+	eventually(t, "the tunnels are accepted", func() bool { return len(r.server.Tunnels()) == 2 })
+	for range maxTunnels - 1 {
+		r.dialFrom(tr, r.client)
+	}
+	<-idle.Done()
+	if err := busy.Err(); err != nil {
+		t.Errorf("the busy one: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package quicstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -29,9 +30,10 @@ type serverConn struct {
 	streams map[quic.StreamID]*quic.Stream
 }
 
-// maxTunnels is how many tunnels one client may have. Two overlap when a path
-// changes; those that died stay until their idle timeout.
-const maxTunnels = 16
+// maxTunnels is how many tunnels one client may have: several processes of one
+// user share a key. Two overlap when a path changes; those that died stay until
+// their idle timeout.
+const maxTunnels = 128
 
 // serveConn runs one tunnel until it or ctx ends, and waits for its streams.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
@@ -74,11 +76,18 @@ func (s *Server) add(c *serverConn) bool {
 	}
 	mine := s.connsLocked(c.peer)
 	if len(mine) >= maxTunnels {
-		oldest := slices.MinFunc(mine, func(a, b *serverConn) int { return a.since.Compare(b.since) })
-		oldest.close(Replaced) // most likely dead, and not known to be yet
+		mostDispensable(mine).close(Replaced)
 	}
 	s.conns[c] = struct{}{}
 	return true
+}
+
+// mostDispensable is the oldest tunnel that carries nothing, else the oldest:
+// most likely it is dead, and not known to be yet.
+func mostDispensable(conns []*serverConn) *serverConn {
+	return slices.MinFunc(conns, func(a, b *serverConn) int {
+		return cmp.Or(cmp.Compare(min(a.requests(), 1), min(b.requests(), 1)), a.since.Compare(b.since))
+	})
 }
 
 func (s *Server) isDraining() bool {

@@ -19,7 +19,7 @@ import (
 type Limits struct {
 	MaxNodes            int     // joined connections; 20,000
 	MaxWaiting          int     // connections that have not joined yet; 2,048
-	MaxPerClient        int     // connections of one client key at a time; 16. A miner has one.
+	MaxPerClient        int     // connections of one client key at a time, those of several processes; 128. A miner has one.
 	HandshakesPerSecond float64 // of all unverified addresses, then they get a Retry (RFC 9000 §8.1.2); 500
 	PerIPPerSecond      float64 // handshakes of one IPv4 address or IPv6 /64; 50
 	PerIPBurst          int     // 1,000
@@ -40,7 +40,7 @@ func (l Limits) withDefaults() Limits {
 	}
 	setInt(&l.MaxNodes, 20_000)
 	setInt(&l.MaxWaiting, 2_048)
-	setInt(&l.MaxPerClient, 16)
+	setInt(&l.MaxPerClient, 128)
 	setFloat(&l.HandshakesPerSecond, 500)
 	setFloat(&l.PerIPPerSecond, 50)
 	setInt(&l.PerIPBurst, 1_000)
