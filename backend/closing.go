@@ -25,6 +25,7 @@ func untilSaid(r *http.Request, body io.ReadCloser) io.ReadCloser {
 		if stream {
 			return &saidBody{ReadCloser: body, text: api.StreamText(call)}
 		}
+	default:
 	}
 	return body // whole JSON, which nobody can read in part
 }

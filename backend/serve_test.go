@@ -231,10 +231,12 @@ func TestATruncatedAnswerNeverLooksWhole(t *testing.T) {
 			var logs bytes.Buffer
 			p := newPool(t, Options{Log: zerolog.New(&logs)}, Config{Type: TypeOpenAI, URL: f.URL})
 			miner := newMiner(t, p, "m")
-			resp := post(t, miner.URL+"/v1/chat/completions", ask)
-			defer func() { _ = resp.Body.Close() }()
-			if b, err := io.ReadAll(resp.Body); err == nil {
-				t.Errorf("looks whole: %d %q", resp.StatusCode, b)
+			// An abort before the head has left is no answer at all: as good.
+			if resp, err := http.Post(miner.URL+"/v1/chat/completions", "application/json", strings.NewReader(ask)); err == nil {
+				if b, err := io.ReadAll(resp.Body); err == nil {
+					t.Errorf("looks whole: %d %q", resp.StatusCode, b)
+				}
+				_ = resp.Body.Close()
 			}
 			miner.Close()
 			if p.Counters()[api.CodeBackendDied] != 1 || !strings.Contains(logs.String(), "died") || p.Snapshot().InFlight != 0 {
