@@ -261,7 +261,7 @@ func (a *asker) stream(body io.Reader, got *answered) error {
 		case errors.Is(rerr, io.EOF) && decoder.Complete():
 			return a.end(got, nil)
 		case errors.Is(rerr, io.EOF):
-			return a.end(got, &lostError{Miner: got.trace.view().minerName, Bytes: uint64(got.bytes), Err: io.ErrUnexpectedEOF})
+			return a.end(got, &lostError{Miner: got.trace.view().minerName, Bytes: uint64(got.bytes), Backend: true, Err: io.ErrUnexpectedEOF})
 		case rerr != nil:
 			return a.end(got, rerr)
 		}

@@ -84,14 +84,6 @@ type needs struct {
 	call  api.Call
 }
 
-// pendingLink is a connect under way, shared by everyone who waits for it.
-type pendingLink struct {
-	owner *session // whose grant is used for it
-	done  chan struct{}
-	link  *link
-	err   error
-}
-
 // clientConfig is what newClient needs.
 type clientConfig struct {
 	Membership membership
@@ -214,13 +206,15 @@ func (c *client) closeLinks() {
 	}
 }
 
-// coordinatorHost is the address at which this node reaches the coordinator.
+// coordinatorHost is the address at which this node reaches the coordinator, or
+// looks for it while it is away.
 func (c *client) coordinatorHost() string {
-	host, _, err := net.SplitHostPort(c.sig.Status().Addr)
-	if err != nil {
-		return ""
+	for _, addr := range append([]string{c.sig.Status().Addr}, c.membership.addrs...) {
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			return host
+		}
 	}
-	return host
+	return ""
 }
 
 // warmSession returns a session that can carry the request at once: granted
@@ -326,118 +320,6 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 	}
 }
 
-// linkTo returns the tunnel to the session's miner, opening it if need be.
-// Sessions with one miner share one tunnel.
-func (c *client) linkTo(s *session) *pendingLink {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if l := c.links[s.miner]; l != nil {
-		p := &pendingLink{done: make(chan struct{}), link: l}
-		close(p.done)
-		return p
-	}
-	if p := c.dialing[s.miner]; p != nil {
-		return p
-	}
-	p := &pendingLink{owner: s, done: make(chan struct{})}
-	if c.closed || c.lifetime == nil {
-		p.err = context.Canceled
-		close(p.done)
-		return p
-	}
-	c.dialing[s.miner] = p
-	s.uses++ // until the tunnel is gone: a relay is lent for this session
-	c.wg.Add(1)
-	go c.establish(c.lifetime, s, p)
-	return p
-}
-
-// establish opens one tunnel and then stays with it until it is gone.
-func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
-	defer c.wg.Done()
-	started := time.Now()
-	c.report(s, signalpb.TunnelState_TUNNEL_CONNECTING, nil)
-	l, err := c.connector.connect(ctx, s)
-	c.mu.Lock()
-	delete(c.dialing, s.miner)
-	if err == nil && c.closed {
-		err = context.Canceled
-	}
-	if err == nil {
-		l.owner = s
-		c.links[s.miner] = l
-	}
-	c.mu.Unlock()
-	if err != nil {
-		if l != nil {
-			l.close(quicstream.Cancelled)
-		}
-		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("no tunnel")
-		c.report(s, signalpb.TunnelState_TUNNEL_FAILED, nil)
-		c.metrics.tunnelFailed()
-		if !errors.Is(err, context.Canceled) {
-			c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH}) // while the session is known
-		}
-		c.forget(s)
-		c.end("no path", s)
-		p.err = err
-		close(p.done)
-		return
-	}
-	p.link = l
-	close(p.done)
-	c.metrics.tunnelUp(l.Path(), time.Since(started))
-	c.watch(ctx, s, l)
-	c.done(s)
-}
-
-// watch reports the tunnel's health until it or ctx ends, and then takes it down.
-func (c *client) watch(ctx context.Context, s *session, l *link) {
-	tick := time.NewTicker(c.deadlines.Report)
-	defer tick.Stop()
-	beat := time.NewTicker(beatEvery)
-	defer beat.Stop()
-	var silence silence
-	for {
-		select {
-		case <-tick.C:
-			c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
-			continue
-		case now := <-beat.C:
-			if !silence.tooLong(now, l.InFlight(), l.Stats().BytesReceived) {
-				continue
-			}
-			c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("the miner went silent in a request")
-		case <-l.Done():
-		case <-ctx.Done():
-			l.close(quicstream.Cancelled)
-		}
-		break
-	}
-	c.unlink(l)
-	l.close(quicstream.Done)
-	c.report(s, signalpb.TunnelState_TUNNEL_CLOSED, l)
-	c.metrics.tunnelDown(l.Path())
-	c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).AnErr("cause", l.Err()).Msg("tunnel closed")
-}
-
-// silence watches for a miner that is gone: while a request runs it sends
-// something twice a second, however slow its model is.
-type silence struct {
-	heard uint64 // bytes received so far
-	since time.Time
-}
-
-// tooLong reports whether nothing at all has come for silenceLimit although a
-// request is running.
-func (s *silence) tooLong(now time.Time, inFlight int, received uint64) bool {
-	if inFlight == 0 || received != s.heard || s.since.IsZero() {
-		s.heard, s.since = received, now
-		return false
-	}
-	return now.Sub(s.since) >= silenceLimit
-}
-
 func (c *client) matchRequest(n needs, exclude []identity.NodeID, attempt int) *signalpb.MatchRequest {
 	req := &signalpb.MatchRequest{
 		Nonce:   make([]byte, 16),
@@ -458,22 +340,6 @@ func (c *client) trickle(id identity.SessionID, candidates []ice.Candidate) {
 	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{
 		Candidates: &signalpb.Candidates{Session: id[:], Candidates: writeCandidates(candidates)},
 	}})
-}
-
-// report tells the coordinator how the tunnel is. It is lost when the
-// coordinator is away: the tunnel does not need it.
-func (c *client) report(s *session, state signalpb.TunnelState, l *link) {
-	status := &signalpb.TunnelStatus{Session: s.id[:], State: state}
-	if l != nil {
-		fillStatus(status, l.Path(), l.Stats())
-	}
-	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_TunnelStatus{TunnelStatus: status}})
-}
-
-func fillStatus(m *signalpb.TunnelStatus, p Path, st quicstream.Stats) {
-	m.PathKind, m.PathReason, m.RttUs = p.Kind, p.Reason, st.RTT.Microseconds()
-	m.BytesSent, m.BytesReceived = st.BytesSent, st.BytesReceived
-	m.PacketsSent, m.PacketsLost = st.PacketsSent, st.PacketsLost
 }
 
 // clientHandler receives what the coordinator sends on its own.

@@ -69,6 +69,9 @@ func explain(err error, c *client) *Error {
 	case errors.Is(err, errFirstByte):
 		return &Error{Exit: ExitDeadline, Code: "first_byte", Message: err.Error(), Hint: "the model may be loading; try again, or raise [client] first_byte", Err: err}
 	case errors.As(err, &lost):
+		if lost.Backend && lost.Bytes == 0 {
+			return &Error{Exit: ExitLost, Code: "backend_lost", Message: "the AI server on " + lost.Miner + " ended without an answer", Hint: "its own log may say why; ask again", Err: err}
+		}
 		if lost.Backend {
 			return &Error{Exit: ExitLost, Code: "backend_lost", Message: "the AI server on " + lost.Miner + " broke off in the middle of the answer", Hint: "what is shown is incomplete; ask again", Err: err}
 		}

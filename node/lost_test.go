@@ -21,7 +21,7 @@ var losses = []struct {
 	says   string
 }{
 	{"the AI server dies", func(c *aiCall) { waitAndDie(c) }, func(_ *lab, _ *labMiner, ai *aiServer) { ai.gate() }, "broke off in the middle"},
-	{"the AI server ends without an end", func(c *aiCall) { waitGate(c) }, func(_ *lab, _ *labMiner, ai *aiServer) { ai.gate() }, "was lost in the middle"},
+	{"the AI server ends without an end", func(c *aiCall) { waitGate(c) }, func(_ *lab, _ *labMiner, ai *aiServer) { ai.gate() }, "broke off in the middle"},
 	{"the AI server sends an error", func(c *aiCall) {
 		waitGate(c)
 		_, _ = io.WriteString(c.w, "data: {\"error\":{\"message\":\"out of memory\"}}\n\n")

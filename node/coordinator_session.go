@@ -1,0 +1,241 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"mintai/identity"
+	"mintai/match"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// coordinatorSession is one match.
+//
+//	offered → taken → established → ended
+//	   └→ declined or not taken in time: the next miner, or NoMatch
+//
+// It belongs to two nodes, not to two connections: either may reconnect.
+type coordinatorSession struct {
+	id        identity.SessionID
+	clientID  identity.NodeID
+	minerID   identity.NodeID
+	client    *signal.Peer // the client's connection that last spoke of the session
+	principal string       // who is accountable for the client
+	model     match.Model
+	request   *signalpb.MatchRequest
+	exclude   []identity.NodeID
+	attempt   uint32
+	offerEnds time.Time // zero: taken
+	expires   time.Time
+	orphaned  time.Time // when the session ends because its client left; zero: it is here
+	renewed   time.Time // when its client last renewed it
+	trickles  map[signalpb.Role]int
+}
+
+// sessionLocked returns the session if p's node is one of its two ends.
+func (c *coordinator) sessionLocked(p *signal.Peer, raw []byte) *coordinatorSession {
+	id, err := identity.SessionIDFromBytes(raw)
+	if err != nil {
+		return nil
+	}
+	s := c.sessions[id]
+	switch {
+	case s == nil:
+		return nil
+	case p.Role() == signalpb.Role_ROLE_MINER && s.minerID == p.Node():
+		return s
+	case p.Role() == signalpb.Role_ROLE_CLIENT && s.clientID == p.Node():
+		if s.client != p { // it has reconnected
+			c.countLocked(s.client, -1)
+			c.countLocked(p, 1)
+			s.client = p
+		}
+		s.orphaned = time.Time{}
+		return s
+	}
+	return nil
+}
+
+// countLocked adds to the live sessions of a client's connection.
+func (c *coordinator) countLocked(p *signal.Peer, n int) {
+	if n += c.clients[p]; n > 0 {
+		c.clients[p] = n
+	} else {
+		delete(c.clients, p)
+	}
+}
+
+// tellMiner sends to the session's miner, if it is connected.
+func (c *coordinator) tellMiner(s *coordinatorSession, env *signalpb.Envelope) bool {
+	c.mu.Lock()
+	m := c.miners[s.minerID]
+	c.mu.Unlock()
+	return m != nil && m.peer.TrySend(env) == nil // whose haste it was is not the miner's fault
+}
+
+// relayCandidates passes trickled candidates to the session's other end.
+func (c *coordinator) relayCandidates(p *signal.Peer, m *signalpb.Candidates) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	if s == nil || s.trickles[p.Role()] >= maxTrickles {
+		c.mu.Unlock()
+		return
+	}
+	if s.trickles == nil {
+		s.trickles = make(map[signalpb.Role]int, 2)
+	}
+	s.trickles[p.Role()]++
+	to := s.client
+	if miner := c.miners[s.minerID]; p.Role() == signalpb.Role_ROLE_CLIENT {
+		if miner == nil {
+			c.mu.Unlock()
+			return
+		}
+		to = miner.peer
+	}
+	c.mu.Unlock()
+	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+		Session: m.GetSession(), Candidates: relayable(m.GetCandidates(), p, to),
+	}}})
+}
+
+// relayable leaves out loopback addresses unless both ends are on this machine:
+// elsewhere they name services of the machine that is told to send to them.
+func relayable(candidates []*signalpb.Candidate, from, to *signal.Peer) []*signalpb.Candidate {
+	if from.Observed().Addr().IsLoopback() && to.Observed().Addr().IsLoopback() {
+		return candidates
+	}
+	out := make([]*signalpb.Candidate, 0, len(candidates))
+	for _, candidate := range candidates {
+		if addr, ok := readAddress(candidate.GetAddress()); ok && !addr.Addr().IsLoopback() {
+			out = append(out, candidate)
+		}
+	}
+	return out
+}
+
+// tunnelStatus watches the health of a connection.
+func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	c.mu.Unlock()
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
+		return
+	}
+	if m.GetState() == signalpb.TunnelState_TUNNEL_UP {
+		c.board.Established(s.id)
+	}
+	c.cfg.Metrics.tunnel(m)
+	c.log.Debug().Str("session", s.id.Short()).Str("peer", p.Node().Short()).Str("state", m.GetState().String()).
+		Str("path", m.GetPathKind()).Str("reason", m.GetPathReason()).Dur("rtt", time.Duration(m.GetRttUs())*time.Microsecond).
+		Uint64("lost", m.GetPacketsLost()).Msg("tunnel")
+}
+
+func (c *coordinator) renew(p *signal.Peer, raw []byte, now time.Time) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, raw)
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
+		c.mu.Unlock()
+		return
+	}
+	if !s.renewed.IsZero() && now.Sub(s.renewed) < renewEvery {
+		c.mu.Unlock()
+		return
+	}
+	s.renewed, s.expires = now, now.Add(c.cfg.Deadlines.Session)
+	env := &signalpb.Envelope{Message: &signalpb.Envelope_Renewed{
+		Renewed: &signalpb.Renewed{Session: s.id[:], ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: time.Until(s.expires).Milliseconds()},
+	}}
+	if c.turn != nil {
+		c.turn.Extend(s.id, s.expires)
+	}
+	c.mu.Unlock()
+	if c.tellMiner(s, env) {
+		_ = p.TrySend(env)
+	}
+}
+
+func (c *coordinator) sessionEnd(p *signal.Peer, m *signalpb.SessionEnd) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	if s == nil || p.Role() != signalpb.Role_ROLE_CLIENT {
+		c.mu.Unlock()
+		return
+	}
+	c.endLocked(s)
+	c.mu.Unlock()
+	c.tellMiner(s, sessionEndMessage(s.id, m.GetReason()))
+}
+
+func sessionEndMessage(id identity.SessionID, reason string) *signalpb.Envelope {
+	return &signalpb.Envelope{Message: &signalpb.Envelope_SessionEnd{
+		SessionEnd: &signalpb.SessionEnd{Session: id[:], Reason: reason},
+	}}
+}
+
+// endLocked forgets the session and what was lent to it.
+func (c *coordinator) endLocked(s *coordinatorSession) {
+	delete(c.sessions, s.id)
+	c.countLocked(s.client, -1)
+	c.board.End(s.id)
+	if c.turn != nil {
+		c.turn.Revoke(s.id)
+	}
+}
+
+// sweepLoop moves on what waits in vain, until ctx ends.
+func (c *coordinator) sweepLoop(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			c.sweep(now)
+		}
+	}
+}
+
+func (c *coordinator) sweep(now time.Time) {
+	c.mu.Lock()
+	var late, over []*coordinatorSession
+	for _, s := range c.sessions {
+		if s.orphaned.IsZero() && isDone(s.client) {
+			// Matched for a client that had left, or whose handshake failed: it
+			// may be back and only not have spoken of the session yet.
+			s.orphaned = now.Add(setupLimit)
+		}
+		switch {
+		case !s.expires.After(now), !s.orphaned.IsZero() && !s.orphaned.After(now):
+			c.endLocked(s)
+			over = append(over, s)
+		case !s.offerEnds.IsZero() && !s.offerEnds.After(now):
+			late = append(late, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range over {
+		c.tellMiner(s, sessionEndMessage(s.id, "over"))
+	}
+	for _, s := range late {
+		c.nextMiner(s, "did not take the offer in time", now)
+	}
+	c.cfg.Metrics.load(c.counts())
+}
+
+func isDone(p *signal.Peer) bool {
+	select {
+	case <-p.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *coordinator) counts() (sessions, miners int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.sessions), len(c.miners)
+}
