@@ -67,7 +67,7 @@ func explain(err error, c *client) *Error {
 	case errors.As(err, &busy):
 		return explainBusy(busy)
 	case errors.Is(err, errFirstByte):
-		return &Error{Exit: ExitDeadline, Code: "first_byte", Message: err.Error(), Hint: "the model may be loading; try again, or raise [client] first_byte", Err: err}
+		return &Error{Exit: ExitDeadline, Code: "first_byte", Message: err.Error(), Hint: "the model may be loading; try again, or raise first_byte in [client.deadlines]", Err: err}
 	case errors.As(err, &lost):
 		if lost.Backend && lost.Bytes == 0 {
 			return &Error{Exit: ExitLost, Code: "backend_lost", Message: "the AI server on " + lost.Miner + " ended without an answer", Hint: "its own log may say why; ask again", Err: err}
@@ -192,6 +192,9 @@ func toAPIError(e *Error) *api.Error {
 	case ExitNoMiner:
 		out.Status, out.RetryAfter = http.StatusServiceUnavailable, 5*time.Second
 		var none *signal.NoMatchError
+		if e.Code == api.CodeModelNotFound {
+			out.Status, out.RetryAfter = http.StatusNotFound, 0
+		}
 		if errors.As(e.Err, &none) && none.NoMatch.GetCode() == signalpb.NoMatchCode_NO_MATCH_FILTERED {
 			out.Status, out.RetryAfter, out.Code = http.StatusNotFound, 0, api.CodeModelNotFound // others are there: waiting does not help
 		}

@@ -50,7 +50,7 @@ func TestExplain(t *testing.T) {
 		{&PathError{Miner: "gpu-box", Reason: "r", Err: io.EOF}, ExitNoPath, "no_path", 502, "no path to gpu-box: r"},
 		{refused(api.CodeBusy), ExitNoMiner, "busy", 503, "takes no more requests now"},
 		{refused(string(quicstream.RefusedGoingAway)), ExitNoMiner, "busy", 503, "takes no more requests now"},
-		{refused(api.CodeModelNotFound), ExitNoMiner, api.CodeModelNotFound, 503, "no longer offers"},
+		{refused(api.CodeModelNotFound), ExitNoMiner, api.CodeModelNotFound, 404, "no longer offers"},
 		{refused(api.CodeBackendDown), ExitNoMiner, api.CodeBackendDown, 503, "does not answer"},
 		{refused(api.CodeBackendAuth), ExitRefused, api.CodeBackendAuth, 502, "own API key"},
 		{refused(api.CodeBackendNonsense), ExitRefused, api.CodeBackendNonsense, 502, "nonsense"},

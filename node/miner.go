@@ -245,6 +245,9 @@ func (m *miner) sayModels(before int) int {
 	if ownUser {
 		said = "no AI server found: offering the built-in engine to this user on this machine only"
 	}
+	if len(names) == 0 {
+		said = "offering nothing"
+	}
 	m.log.Info().Strs("models", names).Int("slots", snap.Slots).Msg(said)
 	for _, problem := range snap.Problems {
 		m.log.Warn().Msg(problem)

@@ -26,6 +26,9 @@ import (
 // maxTries bounds the miners that one request is offered to.
 const maxTries = 4
 
+// endPatience is how long a stream that has said its last word may stay open.
+const endPatience = 250 * time.Millisecond
+
 // queueDeadline is how long a request may wait for its turn at a miner that
 // keeps saying so.
 const queueDeadline = 10 * time.Minute
@@ -386,11 +389,20 @@ func (a *answer) keepTail(p []byte) {
 func (a *answer) Close() error {
 	if a.ended() {
 		a.finish(a.outcomeAtEnd())
+		a.awaitEnd()
 	}
 	a.finish(signalpb.Outcome_OUTCOME_CANCELLED)
 	a.first.stop()
 	a.cancel(context.Canceled)
 	return a.body.Close()
+}
+
+// awaitEnd lets a stream that has said its last word end by itself, which it
+// does at once: closed before, it would look cancelled at the miner.
+func (a *answer) awaitEnd() {
+	patience := time.AfterFunc(endPatience, func() { a.cancel(context.Canceled) })
+	defer patience.Stop()
+	_, _ = io.CopyN(io.Discard, a.body, tailLen) // more than that is not an end
 }
 
 func (a *answer) outcomeAtEnd() signalpb.Outcome {

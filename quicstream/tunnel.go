@@ -307,8 +307,8 @@ func (t *Tunnel) InFlight() int { return int(t.inFlight.Load()) }
 func (t *Tunnel) LastUsed() time.Time { return time.Unix(0, t.lastUsed.Load()) }
 
 // LastHeard returns when the miner was last heard of: by its
-// heartbeat, which comes twice a second while a request runs. Silence of two seconds
-// with a request in flight means that the path is dead, or the miner is.
+// heartbeat, which comes twice a second while a request runs. Silence of several
+// seconds with a request in flight means that the path is dead, or the miner is.
 func (t *Tunnel) LastHeard() time.Time { return time.Unix(0, t.lastHeard.Load()) }
 
 // Close ends the tunnel, tells the miner why, and waits for its goroutines.
