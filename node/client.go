@@ -141,7 +141,7 @@ func (c *client) Run(ctx context.Context) error {
 	c.mu.Unlock()
 	signaling := make(chan error, 1)
 	go func() { signaling <- c.sig.Run(ctx) }()
-	c.janitor(ctx)
+	every(ctx, janitorEvery, c.dropIdle)
 	c.closeLinks()
 	c.wg.Wait()
 	err := <-signaling
@@ -151,20 +151,7 @@ func (c *client) Run(ctx context.Context) error {
 	return err
 }
 
-// janitor drops idle tunnels and expired sessions until ctx ends.
-func (c *client) janitor(ctx context.Context) {
-	tick := time.NewTicker(janitorEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			c.dropIdle(now)
-		}
-	}
-}
-
+// dropIdle drops idle tunnels and ends expired sessions.
 func (c *client) dropIdle(now time.Time) {
 	c.mu.Lock()
 	var idle []*link

@@ -150,7 +150,7 @@ func (c *coordinator) Run(ctx context.Context) error {
 	swept := make(chan struct{})
 	go func() {
 		defer close(swept)
-		c.sweepLoop(ctx)
+		every(ctx, sweepEvery, c.sweep)
 	}()
 	err := c.server.Serve(ctx)
 	cancel()

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"time"
 
 	"mintai/identity"
@@ -184,20 +183,7 @@ func (c *coordinator) endLocked(s *coordinatorSession) {
 	}
 }
 
-// sweepLoop moves on what waits in vain, until ctx ends.
-func (c *coordinator) sweepLoop(ctx context.Context) {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			c.sweep(now)
-		}
-	}
-}
-
+// sweep moves on what waits in vain.
 func (c *coordinator) sweep(now time.Time) {
 	c.mu.Lock()
 	var late, over []*coordinatorSession

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -94,6 +95,20 @@ func machineName(configured string) string {
 // notice returns a function that writes one line for the person.
 func notice(std IO) func(string) {
 	return func(text string) { _, _ = fmt.Fprintln(std.Stderr, "mintai: "+text) }
+}
+
+// every calls do at each tick until ctx ends.
+func every(ctx context.Context, d time.Duration, do func(now time.Time)) {
+	tick := time.NewTicker(d)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			do(now)
+		}
+	}
 }
 
 // group runs parts side by side: the first failure stops the others, and all
