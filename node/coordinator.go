@@ -23,6 +23,9 @@ import (
 const (
 	// sweepEvery is how often waiting offers, sessions and leases are looked at.
 	sweepEvery = 100 * time.Millisecond
+	// operatorRelayLife is how much longer than the first grant the credentials
+	// for an operator's own relay last.
+	operatorRelayLife = 24 * time.Hour
 	// setupLimit is by when a granted session's request has reached its miner.
 	setupLimit = 15 * time.Second
 	// goodbyeGrace is how long the sessions of a client that said goodbye last:

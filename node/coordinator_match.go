@@ -131,8 +131,11 @@ func withObserved(candidates []*signalpb.Candidate, p *signal.Peer) []*signalpb.
 func (c *coordinator) lendRelay(s *coordinatorSession, miner *signal.Peer) *signalpb.Relay {
 	switch {
 	case len(c.cfg.TURN.URLs) > 0:
-		user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, s.expires)
-		return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: s.expires.UnixMilli()}
+		// Such a relay refuses even to refresh once they have expired, and no
+		// renewal of the session reaches it.
+		expires := s.expires.Add(operatorRelayLife)
+		user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, expires)
+		return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
 	case c.turn == nil:
 		return nil
 	}
