@@ -125,6 +125,10 @@ as() {
 spawn() {
   local name=$1
   shift
+  # Emptied here and not only by the child's redirection, which may come later
+  # than the first look: what a former process wrote would be taken for this one's.
+  : >"$WORK/$name.out"
+  : >"$WORK/$name.err"
   "$@" >"$WORK/$name.out" 2>"$WORK/$name.err" </dev/null &
   PID=$!
   PIDS+=("$PID")
