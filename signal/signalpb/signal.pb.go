@@ -86,6 +86,250 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_signal_proto_rawDescGZIP(), []int{0}
 }
 
+// Behavior of a NAT's mapping (RFC 4787 §4.1) or filtering (§5).
+type Behavior int32
+
+const (
+	Behavior_BEHAVIOR_UNSPECIFIED                Behavior = 0 // not known
+	Behavior_BEHAVIOR_ENDPOINT_INDEPENDENT       Behavior = 1
+	Behavior_BEHAVIOR_ADDRESS_DEPENDENT          Behavior = 2
+	Behavior_BEHAVIOR_ADDRESS_AND_PORT_DEPENDENT Behavior = 3
+)
+
+// Enum value maps for Behavior.
+var (
+	Behavior_name = map[int32]string{
+		0: "BEHAVIOR_UNSPECIFIED",
+		1: "BEHAVIOR_ENDPOINT_INDEPENDENT",
+		2: "BEHAVIOR_ADDRESS_DEPENDENT",
+		3: "BEHAVIOR_ADDRESS_AND_PORT_DEPENDENT",
+	}
+	Behavior_value = map[string]int32{
+		"BEHAVIOR_UNSPECIFIED":                0,
+		"BEHAVIOR_ENDPOINT_INDEPENDENT":       1,
+		"BEHAVIOR_ADDRESS_DEPENDENT":          2,
+		"BEHAVIOR_ADDRESS_AND_PORT_DEPENDENT": 3,
+	}
+)
+
+func (x Behavior) Enum() *Behavior {
+	p := new(Behavior)
+	*p = x
+	return p
+}
+
+func (x Behavior) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Behavior) Descriptor() protoreflect.EnumDescriptor {
+	return file_signal_proto_enumTypes[1].Descriptor()
+}
+
+func (Behavior) Type() protoreflect.EnumType {
+	return &file_signal_proto_enumTypes[1]
+}
+
+func (x Behavior) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Behavior.Descriptor instead.
+func (Behavior) EnumDescriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{1}
+}
+
+type RelayMode int32
+
+const (
+	RelayMode_RELAY_MODE_AUTO   RelayMode = 0 // when it is needed
+	RelayMode_RELAY_MODE_NEVER  RelayMode = 1
+	RelayMode_RELAY_MODE_ALWAYS RelayMode = 2 // direct paths are not tried
+)
+
+// Enum value maps for RelayMode.
+var (
+	RelayMode_name = map[int32]string{
+		0: "RELAY_MODE_AUTO",
+		1: "RELAY_MODE_NEVER",
+		2: "RELAY_MODE_ALWAYS",
+	}
+	RelayMode_value = map[string]int32{
+		"RELAY_MODE_AUTO":   0,
+		"RELAY_MODE_NEVER":  1,
+		"RELAY_MODE_ALWAYS": 2,
+	}
+)
+
+func (x RelayMode) Enum() *RelayMode {
+	p := new(RelayMode)
+	*p = x
+	return p
+}
+
+func (x RelayMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RelayMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_signal_proto_enumTypes[2].Descriptor()
+}
+
+func (RelayMode) Type() protoreflect.EnumType {
+	return &file_signal_proto_enumTypes[2]
+}
+
+func (x RelayMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RelayMode.Descriptor instead.
+func (RelayMode) EnumDescriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{2}
+}
+
+// Expectation is what the coordinator foresees for a pair of peers.
+type Expectation int32
+
+const (
+	Expectation_EXPECTATION_DOUBTFUL Expectation = 0 // the relay races the direct path after the head start
+	Expectation_EXPECTATION_DIRECT   Expectation = 1
+	Expectation_EXPECTATION_RELAY    Expectation = 2 // the relay starts at once
+)
+
+// Enum value maps for Expectation.
+var (
+	Expectation_name = map[int32]string{
+		0: "EXPECTATION_DOUBTFUL",
+		1: "EXPECTATION_DIRECT",
+		2: "EXPECTATION_RELAY",
+	}
+	Expectation_value = map[string]int32{
+		"EXPECTATION_DOUBTFUL": 0,
+		"EXPECTATION_DIRECT":   1,
+		"EXPECTATION_RELAY":    2,
+	}
+)
+
+func (x Expectation) Enum() *Expectation {
+	p := new(Expectation)
+	*p = x
+	return p
+}
+
+func (x Expectation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Expectation) Descriptor() protoreflect.EnumDescriptor {
+	return file_signal_proto_enumTypes[3].Descriptor()
+}
+
+func (Expectation) Type() protoreflect.EnumType {
+	return &file_signal_proto_enumTypes[3]
+}
+
+func (x Expectation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Expectation.Descriptor instead.
+func (Expectation) EnumDescriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{3}
+}
+
+// PathReason says why a path is what it is.
+type PathReason int32
+
+const (
+	PathReason_PATH_REASON_UNSPECIFIED          PathReason = 0
+	PathReason_PATH_REASON_SAME_MACHINE         PathReason = 1
+	PathReason_PATH_REASON_SAME_NETWORK         PathReason = 2
+	PathReason_PATH_REASON_PUBLIC_ADDRESS       PathReason = 3
+	PathReason_PATH_REASON_PORT_MAPPING         PathReason = 4
+	PathReason_PATH_REASON_NAT_TRAVERSED        PathReason = 5
+	PathReason_PATH_REASON_BOTH_NATS_HARD       PathReason = 10 // both NATs map per destination
+	PathReason_PATH_REASON_CLIENT_NAT_HARD      PathReason = 11 // the client's maps per destination, the miner's filters by port
+	PathReason_PATH_REASON_MINER_NAT_HARD       PathReason = 12 // the other way round
+	PathReason_PATH_REASON_CLIENT_UDP_BLOCKED   PathReason = 13
+	PathReason_PATH_REASON_MINER_UDP_BLOCKED    PathReason = 14
+	PathReason_PATH_REASON_BOTH_UDP_BLOCKED     PathReason = 15
+	PathReason_PATH_REASON_NO_COMMON_FAMILY     PathReason = 16 // one has only IPv4, the other only IPv6
+	PathReason_PATH_REASON_RELAY_CHOSEN         PathReason = 17 // relay = "always"
+	PathReason_PATH_REASON_SAME_NETWORK_BLOCKED PathReason = 18 // behind one address, and that network lets nothing through between the two
+	PathReason_PATH_REASON_NOTHING_CAME         PathReason = 19 // no direct packet came through in time
+	PathReason_PATH_REASON_HANDSHAKE_FAILED     PathReason = 20 // packets came through, the handshake did not
+)
+
+// Enum value maps for PathReason.
+var (
+	PathReason_name = map[int32]string{
+		0:  "PATH_REASON_UNSPECIFIED",
+		1:  "PATH_REASON_SAME_MACHINE",
+		2:  "PATH_REASON_SAME_NETWORK",
+		3:  "PATH_REASON_PUBLIC_ADDRESS",
+		4:  "PATH_REASON_PORT_MAPPING",
+		5:  "PATH_REASON_NAT_TRAVERSED",
+		10: "PATH_REASON_BOTH_NATS_HARD",
+		11: "PATH_REASON_CLIENT_NAT_HARD",
+		12: "PATH_REASON_MINER_NAT_HARD",
+		13: "PATH_REASON_CLIENT_UDP_BLOCKED",
+		14: "PATH_REASON_MINER_UDP_BLOCKED",
+		15: "PATH_REASON_BOTH_UDP_BLOCKED",
+		16: "PATH_REASON_NO_COMMON_FAMILY",
+		17: "PATH_REASON_RELAY_CHOSEN",
+		18: "PATH_REASON_SAME_NETWORK_BLOCKED",
+		19: "PATH_REASON_NOTHING_CAME",
+		20: "PATH_REASON_HANDSHAKE_FAILED",
+	}
+	PathReason_value = map[string]int32{
+		"PATH_REASON_UNSPECIFIED":          0,
+		"PATH_REASON_SAME_MACHINE":         1,
+		"PATH_REASON_SAME_NETWORK":         2,
+		"PATH_REASON_PUBLIC_ADDRESS":       3,
+		"PATH_REASON_PORT_MAPPING":         4,
+		"PATH_REASON_NAT_TRAVERSED":        5,
+		"PATH_REASON_BOTH_NATS_HARD":       10,
+		"PATH_REASON_CLIENT_NAT_HARD":      11,
+		"PATH_REASON_MINER_NAT_HARD":       12,
+		"PATH_REASON_CLIENT_UDP_BLOCKED":   13,
+		"PATH_REASON_MINER_UDP_BLOCKED":    14,
+		"PATH_REASON_BOTH_UDP_BLOCKED":     15,
+		"PATH_REASON_NO_COMMON_FAMILY":     16,
+		"PATH_REASON_RELAY_CHOSEN":         17,
+		"PATH_REASON_SAME_NETWORK_BLOCKED": 18,
+		"PATH_REASON_NOTHING_CAME":         19,
+		"PATH_REASON_HANDSHAKE_FAILED":     20,
+	}
+)
+
+func (x PathReason) Enum() *PathReason {
+	p := new(PathReason)
+	*p = x
+	return p
+}
+
+func (x PathReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_signal_proto_enumTypes[4].Descriptor()
+}
+
+func (PathReason) Type() protoreflect.EnumType {
+	return &file_signal_proto_enumTypes[4]
+}
+
+func (x PathReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathReason.Descriptor instead.
+func (PathReason) EnumDescriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{4}
+}
+
 type RefusalCode int32
 
 const (
@@ -131,11 +375,11 @@ func (x RefusalCode) String() string {
 }
 
 func (RefusalCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[1].Descriptor()
+	return file_signal_proto_enumTypes[5].Descriptor()
 }
 
 func (RefusalCode) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[1]
+	return &file_signal_proto_enumTypes[5]
 }
 
 func (x RefusalCode) Number() protoreflect.EnumNumber {
@@ -144,7 +388,7 @@ func (x RefusalCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RefusalCode.Descriptor instead.
 func (RefusalCode) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{1}
+	return file_signal_proto_rawDescGZIP(), []int{5}
 }
 
 type CandidateKind int32
@@ -189,11 +433,11 @@ func (x CandidateKind) String() string {
 }
 
 func (CandidateKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[2].Descriptor()
+	return file_signal_proto_enumTypes[6].Descriptor()
 }
 
 func (CandidateKind) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[2]
+	return &file_signal_proto_enumTypes[6]
 }
 
 func (x CandidateKind) Number() protoreflect.EnumNumber {
@@ -202,7 +446,7 @@ func (x CandidateKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CandidateKind.Descriptor instead.
 func (CandidateKind) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{2}
+	return file_signal_proto_rawDescGZIP(), []int{6}
 }
 
 type NoMatchCode int32
@@ -247,11 +491,11 @@ func (x NoMatchCode) String() string {
 }
 
 func (NoMatchCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[3].Descriptor()
+	return file_signal_proto_enumTypes[7].Descriptor()
 }
 
 func (NoMatchCode) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[3]
+	return &file_signal_proto_enumTypes[7]
 }
 
 func (x NoMatchCode) Number() protoreflect.EnumNumber {
@@ -260,7 +504,7 @@ func (x NoMatchCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NoMatchCode.Descriptor instead.
 func (NoMatchCode) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{3}
+	return file_signal_proto_rawDescGZIP(), []int{7}
 }
 
 type TunnelState int32
@@ -302,11 +546,11 @@ func (x TunnelState) String() string {
 }
 
 func (TunnelState) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[4].Descriptor()
+	return file_signal_proto_enumTypes[8].Descriptor()
 }
 
 func (TunnelState) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[4]
+	return &file_signal_proto_enumTypes[8]
 }
 
 func (x TunnelState) Number() protoreflect.EnumNumber {
@@ -315,7 +559,7 @@ func (x TunnelState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TunnelState.Descriptor instead.
 func (TunnelState) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{4}
+	return file_signal_proto_rawDescGZIP(), []int{8}
 }
 
 type Outcome int32
@@ -369,11 +613,11 @@ func (x Outcome) String() string {
 }
 
 func (Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[5].Descriptor()
+	return file_signal_proto_enumTypes[9].Descriptor()
 }
 
 func (Outcome) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[5]
+	return &file_signal_proto_enumTypes[9]
 }
 
 func (x Outcome) Number() protoreflect.EnumNumber {
@@ -382,7 +626,7 @@ func (x Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome.Descriptor instead.
 func (Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{5}
+	return file_signal_proto_rawDescGZIP(), []int{9}
 }
 
 type Envelope struct {
@@ -409,6 +653,7 @@ type Envelope struct {
 	//	*Envelope_Renewed
 	//	*Envelope_SessionEnd
 	//	*Envelope_Goodbye
+	//	*Envelope_PeerSeen
 	Message       isEnvelope_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -631,6 +876,15 @@ func (x *Envelope) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *Envelope) GetPeerSeen() *PeerSeen {
+	if x != nil {
+		if x, ok := x.Message.(*Envelope_PeerSeen); ok {
+			return x.PeerSeen
+		}
+	}
+	return nil
+}
+
 type isEnvelope_Message interface {
 	isEnvelope_Message()
 }
@@ -715,6 +969,10 @@ type Envelope_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,20,opt,name=goodbye,proto3,oneof"`
 }
 
+type Envelope_PeerSeen struct {
+	PeerSeen *PeerSeen `protobuf:"bytes,21,opt,name=peer_seen,json=peerSeen,proto3,oneof"`
+}
+
 func (*Envelope_Hello) isEnvelope_Message() {}
 
 func (*Envelope_Welcome) isEnvelope_Message() {}
@@ -755,6 +1013,8 @@ func (*Envelope_SessionEnd) isEnvelope_Message() {}
 
 func (*Envelope_Goodbye) isEnvelope_Message() {}
 
+func (*Envelope_PeerSeen) isEnvelope_Message() {}
+
 // Hello is the first message of a node, idempotent, safe in 0-RTT.
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -763,7 +1023,8 @@ type Hello struct {
 	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`                         // of the program
 	JoinProof     []byte                 `protobuf:"bytes,4,opt,name=join_proof,json=joinProof,proto3" json:"join_proof,omitempty"`    // HMAC of the join secret, see identity.JoinProof; empty: none
 	LocalProof    []byte                 `protobuf:"bytes,5,opt,name=local_proof,json=localProof,proto3" json:"local_proof,omitempty"` // HMAC of the runtime file's secret; empty: none
-	Candidates    []*Candidate           `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`                   // host candidates of the node's socket
+	Candidates    []*Candidate           `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`                   // host and mapped candidates of the node's socket
+	Network       *Network               `protobuf:"bytes,7,opt,name=network,proto3" json:"network,omitempty"`                         // what the node knows of its own network by now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -840,6 +1101,160 @@ func (x *Hello) GetCandidates() []*Candidate {
 	return nil
 }
 
+func (x *Hello) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// FamilyNetwork is how a node sees its network, for IPv4 or IPv6.
+type FamilyNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ipv6          bool                   `protobuf:"varint,1,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	Mapping       Behavior               `protobuf:"varint,2,opt,name=mapping,proto3,enum=mintai.signal.v1.Behavior" json:"mapping,omitempty"`
+	Filtering     Behavior               `protobuf:"varint,3,opt,name=filtering,proto3,enum=mintai.signal.v1.Behavior" json:"filtering,omitempty"`
+	Doubtful      bool                   `protobuf:"varint,4,opt,name=doubtful,proto3" json:"doubtful,omitempty"`        // measured against one address of the coordinator only
+	NoNat         bool                   `protobuf:"varint,5,opt,name=no_nat,json=noNat,proto3" json:"no_nat,omitempty"` // the node's own address is the one that others see
+	Mapped        *Address               `protobuf:"bytes,6,opt,name=mapped,proto3" json:"mapped,omitempty"`             // a port that the router forwards to the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FamilyNetwork) Reset() {
+	*x = FamilyNetwork{}
+	mi := &file_signal_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FamilyNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FamilyNetwork) ProtoMessage() {}
+
+func (x *FamilyNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FamilyNetwork.ProtoReflect.Descriptor instead.
+func (*FamilyNetwork) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FamilyNetwork) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *FamilyNetwork) GetMapping() Behavior {
+	if x != nil {
+		return x.Mapping
+	}
+	return Behavior_BEHAVIOR_UNSPECIFIED
+}
+
+func (x *FamilyNetwork) GetFiltering() Behavior {
+	if x != nil {
+		return x.Filtering
+	}
+	return Behavior_BEHAVIOR_UNSPECIFIED
+}
+
+func (x *FamilyNetwork) GetDoubtful() bool {
+	if x != nil {
+		return x.Doubtful
+	}
+	return false
+}
+
+func (x *FamilyNetwork) GetNoNat() bool {
+	if x != nil {
+		return x.NoNat
+	}
+	return false
+}
+
+func (x *FamilyNetwork) GetMapped() *Address {
+	if x != nil {
+		return x.Mapped
+	}
+	return nil
+}
+
+// Network is what a node says of its own network. It decides how soon the relay
+// starts and nothing else.
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Families      []*FamilyNetwork       `protobuf:"bytes,1,rep,name=families,proto3" json:"families,omitempty"`                            // at most one of each
+	UdpBlocked    bool                   `protobuf:"varint,2,opt,name=udp_blocked,json=udpBlocked,proto3" json:"udp_blocked,omitempty"`     // signaling came up over TLS, and nothing over UDP
+	Relay         RelayMode              `protobuf:"varint,3,opt,name=relay,proto3,enum=mintai.signal.v1.RelayMode" json:"relay,omitempty"` // the owner's setting
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_signal_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Network) GetFamilies() []*FamilyNetwork {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *Network) GetUdpBlocked() bool {
+	if x != nil {
+		return x.UdpBlocked
+	}
+	return false
+}
+
+func (x *Network) GetRelay() RelayMode {
+	if x != nil {
+		return x.Relay
+	}
+	return RelayMode_RELAY_MODE_AUTO
+}
+
 // Welcome answers an admitted Hello.
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -847,13 +1262,15 @@ type Welcome struct {
 	AdmittedAs    string                 `protobuf:"bytes,2,opt,name=admitted_as,json=admittedAs,proto3" json:"admitted_as,omitempty"` // "local", "member" or "open"
 	LeaseTtlMs    int64                  `protobuf:"varint,3,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
 	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Stun          []*Address             `protobuf:"bytes,5,rep,name=stun,proto3" json:"stun,omitempty"`                       // where STUN is answered: each address of the coordinator with two ports
+	OverTls       bool                   `protobuf:"varint,6,opt,name=over_tls,json=overTls,proto3" json:"over_tls,omitempty"` // this connection came over TLS: observed is no UDP address
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_signal_proto_msgTypes[2]
+	mi := &file_signal_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1282,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[2]
+	mi := &file_signal_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1295,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{2}
+	return file_signal_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Welcome) GetObserved() *Address {
@@ -909,6 +1326,20 @@ func (x *Welcome) GetVersion() string {
 	return ""
 }
 
+func (x *Welcome) GetStun() []*Address {
+	if x != nil {
+		return x.Stun
+	}
+	return nil
+}
+
+func (x *Welcome) GetOverTls() bool {
+	if x != nil {
+		return x.OverTls
+	}
+	return false
+}
+
 // Refused is the last message on a connection that the coordinator ends.
 type Refused struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -921,7 +1352,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_signal_proto_msgTypes[3]
+	mi := &file_signal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1364,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[3]
+	mi := &file_signal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1377,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{3}
+	return file_signal_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Refused) GetCode() RefusalCode {
@@ -980,7 +1411,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_signal_proto_msgTypes[4]
+	mi := &file_signal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1423,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[4]
+	mi := &file_signal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1436,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{4}
+	return file_signal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Address) GetIp() []byte {
@@ -1033,7 +1464,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_signal_proto_msgTypes[5]
+	mi := &file_signal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1476,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[5]
+	mi := &file_signal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1489,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{5}
+	return file_signal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Candidate) GetKind() CandidateKind {
@@ -1099,7 +1530,7 @@ type Needs struct {
 
 func (x *Needs) Reset() {
 	*x = Needs{}
-	mi := &file_signal_proto_msgTypes[6]
+	mi := &file_signal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1542,7 @@ func (x *Needs) String() string {
 func (*Needs) ProtoMessage() {}
 
 func (x *Needs) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[6]
+	mi := &file_signal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1555,7 @@ func (x *Needs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Needs.ProtoReflect.Descriptor instead.
 func (*Needs) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{6}
+	return file_signal_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Needs) GetModel() string {
@@ -1195,15 +1626,17 @@ type MatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 16 random bytes; the same nonce gets the same answer
 	Needs         *Needs                 `protobuf:"bytes,2,opt,name=needs,proto3" json:"needs,omitempty"`
-	Exclude       [][]byte               `protobuf:"bytes,3,rep,name=exclude,proto3" json:"exclude,omitempty"`  // NodeIDs of miners that just failed this client
-	Attempt       uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"` // 1 for the first
+	Exclude       [][]byte               `protobuf:"bytes,3,rep,name=exclude,proto3" json:"exclude,omitempty"`       // NodeIDs of miners that just failed this client
+	Attempt       uint32                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`      // 1 for the first
+	Network       *Network               `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`       // newer than the Hello's; absent: as there
+	Candidates    []*Candidate           `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"` // newer than the Hello's; none: as there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MatchRequest) Reset() {
 	*x = MatchRequest{}
-	mi := &file_signal_proto_msgTypes[7]
+	mi := &file_signal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1648,7 @@ func (x *MatchRequest) String() string {
 func (*MatchRequest) ProtoMessage() {}
 
 func (x *MatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[7]
+	mi := &file_signal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1661,7 @@ func (x *MatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchRequest.ProtoReflect.Descriptor instead.
 func (*MatchRequest) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{7}
+	return file_signal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *MatchRequest) GetNonce() []byte {
@@ -1259,6 +1692,20 @@ func (x *MatchRequest) GetAttempt() uint32 {
 	return 0
 }
 
+func (x *MatchRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *MatchRequest) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
 type ICE struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LocalUfrag    string                 `protobuf:"bytes,1,opt,name=local_ufrag,json=localUfrag,proto3" json:"local_ufrag,omitempty"` // of the receiver of this message
@@ -1271,7 +1718,7 @@ type ICE struct {
 
 func (x *ICE) Reset() {
 	*x = ICE{}
-	mi := &file_signal_proto_msgTypes[8]
+	mi := &file_signal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1730,7 @@ func (x *ICE) String() string {
 func (*ICE) ProtoMessage() {}
 
 func (x *ICE) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[8]
+	mi := &file_signal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1743,7 @@ func (x *ICE) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ICE.ProtoReflect.Descriptor instead.
 func (*ICE) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{8}
+	return file_signal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ICE) GetLocalUfrag() string {
@@ -1335,13 +1782,16 @@ type Relay struct {
 	ExpiresUnixMs int64                  `protobuf:"varint,4,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
 	Realm         string                 `protobuf:"bytes,5,opt,name=realm,proto3" json:"realm,omitempty"`
 	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // of the coordinator's own server, at the address by which the client
+	// reaches the coordinator; 0: only the urls
+	Nonce         string `protobuf:"bytes,7,opt,name=nonce,proto3" json:"nonce,omitempty"`                     // of the coordinator's own server: spares the first round trip (RFC 8489 §9.2)
+	TlsPort       uint32 `protobuf:"varint,8,opt,name=tls_port,json=tlsPort,proto3" json:"tls_port,omitempty"` // TURN over TLS, ALPN "stun.turn", at that address; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Relay) Reset() {
 	*x = Relay{}
-	mi := &file_signal_proto_msgTypes[9]
+	mi := &file_signal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1803,7 @@ func (x *Relay) String() string {
 func (*Relay) ProtoMessage() {}
 
 func (x *Relay) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[9]
+	mi := &file_signal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1816,7 @@ func (x *Relay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Relay.ProtoReflect.Descriptor instead.
 func (*Relay) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{9}
+	return file_signal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Relay) GetUrls() []string {
@@ -1411,32 +1861,52 @@ func (x *Relay) GetPort() uint32 {
 	return 0
 }
 
+func (x *Relay) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
+func (x *Relay) GetTlsPort() uint32 {
+	if x != nil {
+		return x.TlsPort
+	}
+	return 0
+}
+
 // Grant tells the client whom to reach and how. Several grants may answer one
 // request when a miner declines: the one with the highest attempt counts.
 type Grant struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	Session       []byte                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
-	Miner         []byte                 `protobuf:"bytes,3,opt,name=miner,proto3" json:"miner,omitempty"` // NodeID
-	MinerName     string                 `protobuf:"bytes,4,opt,name=miner_name,json=minerName,proto3" json:"miner_name,omitempty"`
-	Model         string                 `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"` // the granted model
-	ExpiresUnixMs int64                  `protobuf:"varint,6,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
-	Ice           *ICE                   `protobuf:"bytes,7,opt,name=ice,proto3" json:"ice,omitempty"`
-	Candidates    []*Candidate           `protobuf:"bytes,8,rep,name=candidates,proto3" json:"candidates,omitempty"` // the miner's, observed address included
-	Relay         *Relay                 `protobuf:"bytes,9,opt,name=relay,proto3" json:"relay,omitempty"`           // absent: no relay to be had
-	Attempt       uint32                 `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	Why           string                 `protobuf:"bytes,11,opt,name=why,proto3" json:"why,omitempty"` // the choice explained in one line
-	Slots         uint32                 `protobuf:"varint,12,opt,name=slots,proto3" json:"slots,omitempty"`
-	HeadStartMs   int64                  `protobuf:"varint,13,opt,name=head_start_ms,json=headStartMs,proto3" json:"head_start_ms,omitempty"` // of the direct path before the relay starts
-	SameUser      bool                   `protobuf:"varint,14,opt,name=same_user,json=sameUser,proto3" json:"same_user,omitempty"`
-	LifetimeMs    int64                  `protobuf:"varint,15,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // from now on; it counts before expires_unix_ms, whatever the receiver's clock says
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Nonce           []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Session         []byte                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Miner           []byte                 `protobuf:"bytes,3,opt,name=miner,proto3" json:"miner,omitempty"` // NodeID
+	MinerName       string                 `protobuf:"bytes,4,opt,name=miner_name,json=minerName,proto3" json:"miner_name,omitempty"`
+	Model           string                 `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"` // the granted model
+	ExpiresUnixMs   int64                  `protobuf:"varint,6,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
+	Ice             *ICE                   `protobuf:"bytes,7,opt,name=ice,proto3" json:"ice,omitempty"`
+	Candidates      []*Candidate           `protobuf:"bytes,8,rep,name=candidates,proto3" json:"candidates,omitempty"` // the miner's, observed address included
+	Relay           *Relay                 `protobuf:"bytes,9,opt,name=relay,proto3" json:"relay,omitempty"`           // absent: no relay to be had
+	Attempt         uint32                 `protobuf:"varint,10,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Why             string                 `protobuf:"bytes,11,opt,name=why,proto3" json:"why,omitempty"` // the choice explained in one line
+	Slots           uint32                 `protobuf:"varint,12,opt,name=slots,proto3" json:"slots,omitempty"`
+	HeadStartMs     int64                  `protobuf:"varint,13,opt,name=head_start_ms,json=headStartMs,proto3" json:"head_start_ms,omitempty"` // of the direct path before the relay starts
+	SameUser        bool                   `protobuf:"varint,14,opt,name=same_user,json=sameUser,proto3" json:"same_user,omitempty"`
+	LifetimeMs      int64                  `protobuf:"varint,15,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // from now on; it counts before expires_unix_ms, whatever the receiver's clock says
+	Expect          Expectation            `protobuf:"varint,16,opt,name=expect,proto3,enum=mintai.signal.v1.Expectation" json:"expect,omitempty"`
+	ExpectReason    PathReason             `protobuf:"varint,17,opt,name=expect_reason,json=expectReason,proto3,enum=mintai.signal.v1.PathReason" json:"expect_reason,omitempty"` // why a relay is expected
+	Proven          []*Address             `protobuf:"bytes,18,rep,name=proven,proto3" json:"proven,omitempty"`                                                                   // from which the coordinator received an authenticated packet of the miner in the last 60 s
+	Near            bool                   `protobuf:"varint,19,opt,name=near,proto3" json:"near,omitempty"`                                                                      // both share a public address or a principal: private addresses may be tried
+	MinerMapping    Behavior               `protobuf:"varint,20,opt,name=miner_mapping,json=minerMapping,proto3,enum=mintai.signal.v1.Behavior" json:"miner_mapping,omitempty"`   // of the NAT before the first of the candidates
+	MinerUdpBlocked bool                   `protobuf:"varint,21,opt,name=miner_udp_blocked,json=minerUdpBlocked,proto3" json:"miner_udp_blocked,omitempty"`                       // it is reached through a relay of its own
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_signal_proto_msgTypes[10]
+	mi := &file_signal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1918,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[10]
+	mi := &file_signal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1931,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{10}
+	return file_signal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Grant) GetNonce() []byte {
@@ -1569,6 +2039,48 @@ func (x *Grant) GetLifetimeMs() int64 {
 	return 0
 }
 
+func (x *Grant) GetExpect() Expectation {
+	if x != nil {
+		return x.Expect
+	}
+	return Expectation_EXPECTATION_DOUBTFUL
+}
+
+func (x *Grant) GetExpectReason() PathReason {
+	if x != nil {
+		return x.ExpectReason
+	}
+	return PathReason_PATH_REASON_UNSPECIFIED
+}
+
+func (x *Grant) GetProven() []*Address {
+	if x != nil {
+		return x.Proven
+	}
+	return nil
+}
+
+func (x *Grant) GetNear() bool {
+	if x != nil {
+		return x.Near
+	}
+	return false
+}
+
+func (x *Grant) GetMinerMapping() Behavior {
+	if x != nil {
+		return x.MinerMapping
+	}
+	return Behavior_BEHAVIOR_UNSPECIFIED
+}
+
+func (x *Grant) GetMinerUdpBlocked() bool {
+	if x != nil {
+		return x.MinerUdpBlocked
+	}
+	return false
+}
+
 type FilterStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // "do not offer qwen3:8b"
@@ -1579,7 +2091,7 @@ type FilterStep struct {
 
 func (x *FilterStep) Reset() {
 	*x = FilterStep{}
-	mi := &file_signal_proto_msgTypes[11]
+	mi := &file_signal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +2103,7 @@ func (x *FilterStep) String() string {
 func (*FilterStep) ProtoMessage() {}
 
 func (x *FilterStep) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[11]
+	mi := &file_signal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +2116,7 @@ func (x *FilterStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterStep.ProtoReflect.Descriptor instead.
 func (*FilterStep) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{11}
+	return file_signal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FilterStep) GetReason() string {
@@ -1635,7 +2147,7 @@ type NoMatch struct {
 
 func (x *NoMatch) Reset() {
 	*x = NoMatch{}
-	mi := &file_signal_proto_msgTypes[12]
+	mi := &file_signal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +2159,7 @@ func (x *NoMatch) String() string {
 func (*NoMatch) ProtoMessage() {}
 
 func (x *NoMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[12]
+	mi := &file_signal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +2172,7 @@ func (x *NoMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoMatch.ProtoReflect.Descriptor instead.
 func (*NoMatch) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{12}
+	return file_signal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NoMatch) GetNonce() []byte {
@@ -1717,13 +2229,18 @@ type Offer struct {
 	Call          string                 `protobuf:"bytes,7,opt,name=call,proto3" json:"call,omitempty"`
 	SameUser      bool                   `protobuf:"varint,8,opt,name=same_user,json=sameUser,proto3" json:"same_user,omitempty"`
 	LifetimeMs    int64                  `protobuf:"varint,9,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"` // as in Grant
+	Relay         *Relay                 `protobuf:"bytes,10,opt,name=relay,proto3" json:"relay,omitempty"`                             // for a miner that needs a relay of its own; absent: none
+	Expect        Expectation            `protobuf:"varint,11,opt,name=expect,proto3,enum=mintai.signal.v1.Expectation" json:"expect,omitempty"`
+	ExpectReason  PathReason             `protobuf:"varint,12,opt,name=expect_reason,json=expectReason,proto3,enum=mintai.signal.v1.PathReason" json:"expect_reason,omitempty"`
+	Proven        []*Address             `protobuf:"bytes,13,rep,name=proven,proto3" json:"proven,omitempty"` // the client's, as in Grant
+	Near          bool                   `protobuf:"varint,14,opt,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_signal_proto_msgTypes[13]
+	mi := &file_signal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2252,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[13]
+	mi := &file_signal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2265,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{13}
+	return file_signal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Offer) GetSession() []byte {
@@ -1814,6 +2331,41 @@ func (x *Offer) GetLifetimeMs() int64 {
 	return 0
 }
 
+func (x *Offer) GetRelay() *Relay {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
+}
+
+func (x *Offer) GetExpect() Expectation {
+	if x != nil {
+		return x.Expect
+	}
+	return Expectation_EXPECTATION_DOUBTFUL
+}
+
+func (x *Offer) GetExpectReason() PathReason {
+	if x != nil {
+		return x.ExpectReason
+	}
+	return PathReason_PATH_REASON_UNSPECIFIED
+}
+
+func (x *Offer) GetProven() []*Address {
+	if x != nil {
+		return x.Proven
+	}
+	return nil
+}
+
+func (x *Offer) GetNear() bool {
+	if x != nil {
+		return x.Near
+	}
+	return false
+}
+
 type Taken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -1823,7 +2375,7 @@ type Taken struct {
 
 func (x *Taken) Reset() {
 	*x = Taken{}
-	mi := &file_signal_proto_msgTypes[14]
+	mi := &file_signal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2387,7 @@ func (x *Taken) String() string {
 func (*Taken) ProtoMessage() {}
 
 func (x *Taken) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[14]
+	mi := &file_signal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2400,7 @@ func (x *Taken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taken.ProtoReflect.Descriptor instead.
 func (*Taken) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{14}
+	return file_signal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Taken) GetSession() []byte {
@@ -1869,7 +2421,7 @@ type Decline struct {
 
 func (x *Decline) Reset() {
 	*x = Decline{}
-	mi := &file_signal_proto_msgTypes[15]
+	mi := &file_signal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2433,7 @@ func (x *Decline) String() string {
 func (*Decline) ProtoMessage() {}
 
 func (x *Decline) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[15]
+	mi := &file_signal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2446,7 @@ func (x *Decline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decline.ProtoReflect.Descriptor instead.
 func (*Decline) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{15}
+	return file_signal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Decline) GetSession() []byte {
@@ -1918,18 +2470,20 @@ func (x *Decline) GetRetryAfterMs() int64 {
 	return 0
 }
 
-// Candidates are trickled through the coordinator (RFC 8838), which adds who sent them.
+// Candidates are trickled through the coordinator (RFC 8838), which adds who
+// sent them. Relayed addresses of its own relay the coordinator tells by itself.
 type Candidates struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Candidates    []*Candidate           `protobuf:"bytes,2,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Proven        []*Address             `protobuf:"bytes,3,rep,name=proven,proto3" json:"proven,omitempty"` // set by the coordinator, as in Grant; adds to what was told before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Candidates) Reset() {
 	*x = Candidates{}
-	mi := &file_signal_proto_msgTypes[16]
+	mi := &file_signal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2495,7 @@ func (x *Candidates) String() string {
 func (*Candidates) ProtoMessage() {}
 
 func (x *Candidates) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[16]
+	mi := &file_signal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2508,7 @@ func (x *Candidates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidates.ProtoReflect.Descriptor instead.
 func (*Candidates) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{16}
+	return file_signal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Candidates) GetSession() []byte {
@@ -1967,6 +2521,67 @@ func (x *Candidates) GetSession() []byte {
 func (x *Candidates) GetCandidates() []*Candidate {
 	if x != nil {
 		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Candidates) GetProven() []*Address {
+	if x != nil {
+		return x.Proven
+	}
+	return nil
+}
+
+// PeerSeen reports from which address a session's other end arrived. It
+// corrects what is believed about that end's NAT.
+type PeerSeen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Address       *Address               `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerSeen) Reset() {
+	*x = PeerSeen{}
+	mi := &file_signal_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerSeen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerSeen) ProtoMessage() {}
+
+func (x *PeerSeen) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerSeen.ProtoReflect.Descriptor instead.
+func (*PeerSeen) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PeerSeen) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *PeerSeen) GetAddress() *Address {
+	if x != nil {
+		return x.Address
 	}
 	return nil
 }
@@ -1990,7 +2605,7 @@ type OfferedModel struct {
 
 func (x *OfferedModel) Reset() {
 	*x = OfferedModel{}
-	mi := &file_signal_proto_msgTypes[17]
+	mi := &file_signal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2617,7 @@ func (x *OfferedModel) String() string {
 func (*OfferedModel) ProtoMessage() {}
 
 func (x *OfferedModel) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[17]
+	mi := &file_signal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2630,7 @@ func (x *OfferedModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferedModel.ProtoReflect.Descriptor instead.
 func (*OfferedModel) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{17}
+	return file_signal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OfferedModel) GetName() string {
@@ -2106,13 +2721,14 @@ type Lease struct {
 	QueueLimit    uint32                 `protobuf:"varint,6,opt,name=queue_limit,json=queueLimit,proto3" json:"queue_limit,omitempty"`
 	Draining      bool                   `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	Candidates    []*Candidate           `protobuf:"bytes,8,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Network       *Network               `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_signal_proto_msgTypes[18]
+	mi := &file_signal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2740,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[18]
+	mi := &file_signal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2753,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{18}
+	return file_signal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Lease) GetSequence() uint64 {
@@ -2196,6 +2812,13 @@ func (x *Lease) GetCandidates() []*Candidate {
 	return nil
 }
 
+func (x *Lease) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
 type LeaseAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -2206,7 +2829,7 @@ type LeaseAck struct {
 
 func (x *LeaseAck) Reset() {
 	*x = LeaseAck{}
-	mi := &file_signal_proto_msgTypes[19]
+	mi := &file_signal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2841,7 @@ func (x *LeaseAck) String() string {
 func (*LeaseAck) ProtoMessage() {}
 
 func (x *LeaseAck) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[19]
+	mi := &file_signal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2854,7 @@ func (x *LeaseAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAck.ProtoReflect.Descriptor instead.
 func (*LeaseAck) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{19}
+	return file_signal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseAck) GetSequence() uint64 {
@@ -2259,13 +2882,14 @@ type TunnelStatus struct {
 	BytesReceived uint64                 `protobuf:"varint,7,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
 	PacketsSent   uint64                 `protobuf:"varint,8,opt,name=packets_sent,json=packetsSent,proto3" json:"packets_sent,omitempty"`
 	PacketsLost   uint64                 `protobuf:"varint,9,opt,name=packets_lost,json=packetsLost,proto3" json:"packets_lost,omitempty"`
+	Reason        PathReason             `protobuf:"varint,10,opt,name=reason,proto3,enum=mintai.signal.v1.PathReason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_signal_proto_msgTypes[20]
+	mi := &file_signal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2901,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[20]
+	mi := &file_signal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2914,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{20}
+	return file_signal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TunnelStatus) GetSession() []byte {
@@ -2356,6 +2980,13 @@ func (x *TunnelStatus) GetPacketsLost() uint64 {
 	return 0
 }
 
+func (x *TunnelStatus) GetReason() PathReason {
+	if x != nil {
+		return x.Reason
+	}
+	return PathReason_PATH_REASON_UNSPECIFIED
+}
+
 // Receipt is one end's account of one request. It never carries text.
 type Receipt struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -2375,7 +3006,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_signal_proto_msgTypes[21]
+	mi := &file_signal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +3018,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[21]
+	mi := &file_signal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +3031,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{21}
+	return file_signal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Receipt) GetSession() []byte {
@@ -2482,7 +3113,7 @@ type ModelsRequest struct {
 
 func (x *ModelsRequest) Reset() {
 	*x = ModelsRequest{}
-	mi := &file_signal_proto_msgTypes[22]
+	mi := &file_signal_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +3125,7 @@ func (x *ModelsRequest) String() string {
 func (*ModelsRequest) ProtoMessage() {}
 
 func (x *ModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[22]
+	mi := &file_signal_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +3138,7 @@ func (x *ModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelsRequest.ProtoReflect.Descriptor instead.
 func (*ModelsRequest) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{22}
+	return file_signal_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ModelsRequest) GetNonce() []byte {
@@ -2531,7 +3162,7 @@ type ModelOffer struct {
 
 func (x *ModelOffer) Reset() {
 	*x = ModelOffer{}
-	mi := &file_signal_proto_msgTypes[23]
+	mi := &file_signal_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +3174,7 @@ func (x *ModelOffer) String() string {
 func (*ModelOffer) ProtoMessage() {}
 
 func (x *ModelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[23]
+	mi := &file_signal_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +3187,7 @@ func (x *ModelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelOffer.ProtoReflect.Descriptor instead.
 func (*ModelOffer) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{23}
+	return file_signal_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ModelOffer) GetModel() *OfferedModel {
@@ -2612,7 +3243,7 @@ type Models struct {
 
 func (x *Models) Reset() {
 	*x = Models{}
-	mi := &file_signal_proto_msgTypes[24]
+	mi := &file_signal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +3255,7 @@ func (x *Models) String() string {
 func (*Models) ProtoMessage() {}
 
 func (x *Models) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[24]
+	mi := &file_signal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +3268,7 @@ func (x *Models) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Models.ProtoReflect.Descriptor instead.
 func (*Models) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{24}
+	return file_signal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Models) GetNonce() []byte {
@@ -2670,7 +3301,7 @@ type Renew struct {
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_signal_proto_msgTypes[25]
+	mi := &file_signal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +3313,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[25]
+	mi := &file_signal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +3326,7 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{25}
+	return file_signal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Renew) GetSession() []byte {
@@ -2716,7 +3347,7 @@ type Renewed struct {
 
 func (x *Renewed) Reset() {
 	*x = Renewed{}
-	mi := &file_signal_proto_msgTypes[26]
+	mi := &file_signal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3359,7 @@ func (x *Renewed) String() string {
 func (*Renewed) ProtoMessage() {}
 
 func (x *Renewed) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[26]
+	mi := &file_signal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3372,7 @@ func (x *Renewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
 func (*Renewed) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{26}
+	return file_signal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Renewed) GetSession() []byte {
@@ -2776,7 +3407,7 @@ type SessionEnd struct {
 
 func (x *SessionEnd) Reset() {
 	*x = SessionEnd{}
-	mi := &file_signal_proto_msgTypes[27]
+	mi := &file_signal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3419,7 @@ func (x *SessionEnd) String() string {
 func (*SessionEnd) ProtoMessage() {}
 
 func (x *SessionEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[27]
+	mi := &file_signal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3432,7 @@ func (x *SessionEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEnd.ProtoReflect.Descriptor instead.
 func (*SessionEnd) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{27}
+	return file_signal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SessionEnd) GetSession() []byte {
@@ -2827,7 +3458,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_signal_proto_msgTypes[28]
+	mi := &file_signal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3470,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[28]
+	mi := &file_signal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3483,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{28}
+	return file_signal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -2866,7 +3497,7 @@ var File_signal_proto protoreflect.FileDescriptor
 
 const file_signal_proto_rawDesc = "" +
 	"\n" +
-	"\fsignal.proto\x12\x10mintai.signal.v1\"\x85\t\n" +
+	"\fsignal.proto\x12\x10mintai.signal.v1\"\xc0\t\n" +
 	"\bEnvelope\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.mintai.signal.v1.HelloH\x00R\x05hello\x125\n" +
 	"\awelcome\x18\x02 \x01(\v2\x19.mintai.signal.v1.WelcomeH\x00R\awelcome\x125\n" +
@@ -2891,8 +3522,9 @@ const file_signal_proto_rawDesc = "" +
 	"\arenewed\x18\x12 \x01(\v2\x19.mintai.signal.v1.RenewedH\x00R\arenewed\x12?\n" +
 	"\vsession_end\x18\x13 \x01(\v2\x1c.mintai.signal.v1.SessionEndH\x00R\n" +
 	"sessionEnd\x125\n" +
-	"\agoodbye\x18\x14 \x01(\v2\x19.mintai.signal.v1.GoodbyeH\x00R\agoodbyeB\t\n" +
-	"\amessage\"\xde\x01\n" +
+	"\agoodbye\x18\x14 \x01(\v2\x19.mintai.signal.v1.GoodbyeH\x00R\agoodbye\x129\n" +
+	"\tpeer_seen\x18\x15 \x01(\v2\x1a.mintai.signal.v1.PeerSeenH\x00R\bpeerSeenB\t\n" +
+	"\amessage\"\x93\x02\n" +
 	"\x05Hello\x12*\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x16.mintai.signal.v1.RoleR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2903,14 +3535,29 @@ const file_signal_proto_rawDesc = "" +
 	"localProof\x12;\n" +
 	"\n" +
 	"candidates\x18\x06 \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
-	"candidates\"\x9d\x01\n" +
+	"candidates\x123\n" +
+	"\anetwork\x18\a \x01(\v2\x19.mintai.signal.v1.NetworkR\anetwork\"\xf9\x01\n" +
+	"\rFamilyNetwork\x12\x12\n" +
+	"\x04ipv6\x18\x01 \x01(\bR\x04ipv6\x124\n" +
+	"\amapping\x18\x02 \x01(\x0e2\x1a.mintai.signal.v1.BehaviorR\amapping\x128\n" +
+	"\tfiltering\x18\x03 \x01(\x0e2\x1a.mintai.signal.v1.BehaviorR\tfiltering\x12\x1a\n" +
+	"\bdoubtful\x18\x04 \x01(\bR\bdoubtful\x12\x15\n" +
+	"\x06no_nat\x18\x05 \x01(\bR\x05noNat\x121\n" +
+	"\x06mapped\x18\x06 \x01(\v2\x19.mintai.signal.v1.AddressR\x06mapped\"\x9a\x01\n" +
+	"\aNetwork\x12;\n" +
+	"\bfamilies\x18\x01 \x03(\v2\x1f.mintai.signal.v1.FamilyNetworkR\bfamilies\x12\x1f\n" +
+	"\vudp_blocked\x18\x02 \x01(\bR\n" +
+	"udpBlocked\x121\n" +
+	"\x05relay\x18\x03 \x01(\x0e2\x1b.mintai.signal.v1.RelayModeR\x05relay\"\xe7\x01\n" +
 	"\aWelcome\x125\n" +
 	"\bobserved\x18\x01 \x01(\v2\x19.mintai.signal.v1.AddressR\bobserved\x12\x1f\n" +
 	"\vadmitted_as\x18\x02 \x01(\tR\n" +
 	"admittedAs\x12 \n" +
 	"\flease_ttl_ms\x18\x03 \x01(\x03R\n" +
 	"leaseTtlMs\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"|\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12-\n" +
+	"\x04stun\x18\x05 \x03(\v2\x19.mintai.signal.v1.AddressR\x04stun\x12\x19\n" +
+	"\bover_tls\x18\x06 \x01(\bR\aoverTls\"|\n" +
 	"\aRefused\x121\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x1d.mintai.signal.v1.RefusalCodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12$\n" +
@@ -2932,26 +3579,32 @@ const file_signal_proto_rawDesc = "" +
 	"\x0econtext_tokens\x18\a \x01(\rR\rcontextTokens\x12%\n" +
 	"\x0emin_reputation\x18\b \x01(\x01R\rminReputation\x12\x1f\n" +
 	"\vdirect_only\x18\t \x01(\bR\n" +
-	"directOnly\"\x87\x01\n" +
+	"directOnly\"\xf9\x01\n" +
 	"\fMatchRequest\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12-\n" +
 	"\x05needs\x18\x02 \x01(\v2\x17.mintai.signal.v1.NeedsR\x05needs\x12\x18\n" +
 	"\aexclude\x18\x03 \x03(\fR\aexclude\x12\x18\n" +
-	"\aattempt\x18\x04 \x01(\rR\aattempt\"\x85\x01\n" +
+	"\aattempt\x18\x04 \x01(\rR\aattempt\x123\n" +
+	"\anetwork\x18\x05 \x01(\v2\x19.mintai.signal.v1.NetworkR\anetwork\x12;\n" +
+	"\n" +
+	"candidates\x18\x06 \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
+	"candidates\"\x85\x01\n" +
 	"\x03ICE\x12\x1f\n" +
 	"\vlocal_ufrag\x18\x01 \x01(\tR\n" +
 	"localUfrag\x12\x1b\n" +
 	"\tlocal_pwd\x18\x02 \x01(\tR\blocalPwd\x12!\n" +
 	"\fremote_ufrag\x18\x03 \x01(\tR\vremoteUfrag\x12\x1d\n" +
 	"\n" +
-	"remote_pwd\x18\x04 \x01(\tR\tremotePwd\"\xa5\x01\n" +
+	"remote_pwd\x18\x04 \x01(\tR\tremotePwd\"\xd6\x01\n" +
 	"\x05Relay\x12\x12\n" +
 	"\x04urls\x18\x01 \x03(\tR\x04urls\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12\x14\n" +
 	"\x05realm\x18\x05 \x01(\tR\x05realm\x12\x12\n" +
-	"\x04port\x18\x06 \x01(\rR\x04port\"\xe3\x03\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x14\n" +
+	"\x05nonce\x18\a \x01(\tR\x05nonce\x12\x19\n" +
+	"\btls_port\x18\b \x01(\rR\atlsPort\"\x91\x06\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x14\n" +
@@ -2972,7 +3625,13 @@ const file_signal_proto_rawDesc = "" +
 	"\rhead_start_ms\x18\r \x01(\x03R\vheadStartMs\x12\x1b\n" +
 	"\tsame_user\x18\x0e \x01(\bR\bsameUser\x12\x1f\n" +
 	"\vlifetime_ms\x18\x0f \x01(\x03R\n" +
-	"lifetimeMs\">\n" +
+	"lifetimeMs\x125\n" +
+	"\x06expect\x18\x10 \x01(\x0e2\x1d.mintai.signal.v1.ExpectationR\x06expect\x12A\n" +
+	"\rexpect_reason\x18\x11 \x01(\x0e2\x1c.mintai.signal.v1.PathReasonR\fexpectReason\x121\n" +
+	"\x06proven\x18\x12 \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\x12\x12\n" +
+	"\x04near\x18\x13 \x01(\bR\x04near\x12?\n" +
+	"\rminer_mapping\x18\x14 \x01(\x0e2\x1a.mintai.signal.v1.BehaviorR\fminerMapping\x12*\n" +
+	"\x11miner_udp_blocked\x18\x15 \x01(\bR\x0fminerUdpBlocked\">\n" +
 	"\n" +
 	"FilterStep\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
@@ -2983,7 +3642,7 @@ const file_signal_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x126\n" +
 	"\afilters\x18\x04 \x03(\v2\x1c.mintai.signal.v1.FilterStepR\afilters\x12\x18\n" +
 	"\aoffered\x18\x05 \x03(\tR\aoffered\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\xaf\x02\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\x9f\x04\n" +
 	"\x05Offer\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\fR\x06client\x12\x14\n" +
@@ -2996,19 +3655,29 @@ const file_signal_proto_rawDesc = "" +
 	"\x04call\x18\a \x01(\tR\x04call\x12\x1b\n" +
 	"\tsame_user\x18\b \x01(\bR\bsameUser\x12\x1f\n" +
 	"\vlifetime_ms\x18\t \x01(\x03R\n" +
-	"lifetimeMs\"!\n" +
+	"lifetimeMs\x12-\n" +
+	"\x05relay\x18\n" +
+	" \x01(\v2\x17.mintai.signal.v1.RelayR\x05relay\x125\n" +
+	"\x06expect\x18\v \x01(\x0e2\x1d.mintai.signal.v1.ExpectationR\x06expect\x12A\n" +
+	"\rexpect_reason\x18\f \x01(\x0e2\x1c.mintai.signal.v1.PathReasonR\fexpectReason\x121\n" +
+	"\x06proven\x18\r \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\x12\x12\n" +
+	"\x04near\x18\x0e \x01(\bR\x04near\"!\n" +
 	"\x05Taken\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"a\n" +
 	"\aDecline\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\"c\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\"\x96\x01\n" +
 	"\n" +
 	"Candidates\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12;\n" +
 	"\n" +
 	"candidates\x18\x02 \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
-	"candidates\"\xbc\x02\n" +
+	"candidates\x121\n" +
+	"\x06proven\x18\x03 \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\"Y\n" +
+	"\bPeerSeen\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x123\n" +
+	"\aaddress\x18\x02 \x01(\v2\x19.mintai.signal.v1.AddressR\aaddress\"\xbc\x02\n" +
 	"\fOfferedModel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05calls\x18\x02 \x03(\tR\x05calls\x12%\n" +
@@ -3022,7 +3691,7 @@ const file_signal_proto_rawDesc = "" +
 	"size_bytes\x18\t \x01(\x03R\tsizeBytes\x12\x16\n" +
 	"\x06family\x18\n" +
 	" \x01(\tR\x06family\x12\x18\n" +
-	"\abackend\x18\v \x01(\tR\abackend\"\xa0\x02\n" +
+	"\abackend\x18\v \x01(\tR\abackend\"\xd5\x02\n" +
 	"\x05Lease\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x126\n" +
 	"\x06models\x18\x02 \x03(\v2\x1e.mintai.signal.v1.OfferedModelR\x06models\x12\x14\n" +
@@ -3034,10 +3703,11 @@ const file_signal_proto_rawDesc = "" +
 	"\bdraining\x18\a \x01(\bR\bdraining\x12;\n" +
 	"\n" +
 	"candidates\x18\b \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
-	"candidates\"]\n" +
+	"candidates\x123\n" +
+	"\anetwork\x18\t \x01(\v2\x19.mintai.signal.v1.NetworkR\anetwork\"]\n" +
 	"\bLeaseAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x125\n" +
-	"\bobserved\x18\x02 \x01(\v2\x19.mintai.signal.v1.AddressR\bobserved\"\xbe\x02\n" +
+	"\bobserved\x18\x02 \x01(\v2\x19.mintai.signal.v1.AddressR\bobserved\"\xf4\x02\n" +
 	"\fTunnelStatus\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.mintai.signal.v1.TunnelStateR\x05state\x12\x1b\n" +
@@ -3049,7 +3719,9 @@ const file_signal_proto_rawDesc = "" +
 	"bytes_sent\x18\x06 \x01(\x04R\tbytesSent\x12%\n" +
 	"\x0ebytes_received\x18\a \x01(\x04R\rbytesReceived\x12!\n" +
 	"\fpackets_sent\x18\b \x01(\x04R\vpacketsSent\x12!\n" +
-	"\fpackets_lost\x18\t \x01(\x04R\vpacketsLost\"\xc0\x02\n" +
+	"\fpackets_lost\x18\t \x01(\x04R\vpacketsLost\x124\n" +
+	"\x06reason\x18\n" +
+	" \x01(\x0e2\x1c.mintai.signal.v1.PathReasonR\x06reason\"\xc0\x02\n" +
 	"\aReceipt\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\fR\arequest\x123\n" +
@@ -3096,7 +3768,40 @@ const file_signal_proto_rawDesc = "" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_CLIENT\x10\x01\x12\x0e\n" +
 	"\n" +
-	"ROLE_MINER\x10\x02*\xb2\x01\n" +
+	"ROLE_MINER\x10\x02*\x90\x01\n" +
+	"\bBehavior\x12\x18\n" +
+	"\x14BEHAVIOR_UNSPECIFIED\x10\x00\x12!\n" +
+	"\x1dBEHAVIOR_ENDPOINT_INDEPENDENT\x10\x01\x12\x1e\n" +
+	"\x1aBEHAVIOR_ADDRESS_DEPENDENT\x10\x02\x12'\n" +
+	"#BEHAVIOR_ADDRESS_AND_PORT_DEPENDENT\x10\x03*M\n" +
+	"\tRelayMode\x12\x13\n" +
+	"\x0fRELAY_MODE_AUTO\x10\x00\x12\x14\n" +
+	"\x10RELAY_MODE_NEVER\x10\x01\x12\x15\n" +
+	"\x11RELAY_MODE_ALWAYS\x10\x02*V\n" +
+	"\vExpectation\x12\x18\n" +
+	"\x14EXPECTATION_DOUBTFUL\x10\x00\x12\x16\n" +
+	"\x12EXPECTATION_DIRECT\x10\x01\x12\x15\n" +
+	"\x11EXPECTATION_RELAY\x10\x02*\xb2\x04\n" +
+	"\n" +
+	"PathReason\x12\x1b\n" +
+	"\x17PATH_REASON_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18PATH_REASON_SAME_MACHINE\x10\x01\x12\x1c\n" +
+	"\x18PATH_REASON_SAME_NETWORK\x10\x02\x12\x1e\n" +
+	"\x1aPATH_REASON_PUBLIC_ADDRESS\x10\x03\x12\x1c\n" +
+	"\x18PATH_REASON_PORT_MAPPING\x10\x04\x12\x1d\n" +
+	"\x19PATH_REASON_NAT_TRAVERSED\x10\x05\x12\x1e\n" +
+	"\x1aPATH_REASON_BOTH_NATS_HARD\x10\n" +
+	"\x12\x1f\n" +
+	"\x1bPATH_REASON_CLIENT_NAT_HARD\x10\v\x12\x1e\n" +
+	"\x1aPATH_REASON_MINER_NAT_HARD\x10\f\x12\"\n" +
+	"\x1ePATH_REASON_CLIENT_UDP_BLOCKED\x10\r\x12!\n" +
+	"\x1dPATH_REASON_MINER_UDP_BLOCKED\x10\x0e\x12 \n" +
+	"\x1cPATH_REASON_BOTH_UDP_BLOCKED\x10\x0f\x12 \n" +
+	"\x1cPATH_REASON_NO_COMMON_FAMILY\x10\x10\x12\x1c\n" +
+	"\x18PATH_REASON_RELAY_CHOSEN\x10\x11\x12$\n" +
+	" PATH_REASON_SAME_NETWORK_BLOCKED\x10\x12\x12\x1c\n" +
+	"\x18PATH_REASON_NOTHING_CAME\x10\x13\x12 \n" +
+	"\x1cPATH_REASON_HANDSHAKE_FAILED\x10\x14*\xb2\x01\n" +
 	"\vRefusalCode\x12\x17\n" +
 	"\x13REFUSAL_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REFUSAL_NOT_ADMITTED\x10\x01\x12\x17\n" +
@@ -3149,93 +3854,122 @@ func file_signal_proto_rawDescGZIP() []byte {
 	return file_signal_proto_rawDescData
 }
 
-var file_signal_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_signal_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_signal_proto_goTypes = []any{
 	(Role)(0),             // 0: mintai.signal.v1.Role
-	(RefusalCode)(0),      // 1: mintai.signal.v1.RefusalCode
-	(CandidateKind)(0),    // 2: mintai.signal.v1.CandidateKind
-	(NoMatchCode)(0),      // 3: mintai.signal.v1.NoMatchCode
-	(TunnelState)(0),      // 4: mintai.signal.v1.TunnelState
-	(Outcome)(0),          // 5: mintai.signal.v1.Outcome
-	(*Envelope)(nil),      // 6: mintai.signal.v1.Envelope
-	(*Hello)(nil),         // 7: mintai.signal.v1.Hello
-	(*Welcome)(nil),       // 8: mintai.signal.v1.Welcome
-	(*Refused)(nil),       // 9: mintai.signal.v1.Refused
-	(*Address)(nil),       // 10: mintai.signal.v1.Address
-	(*Candidate)(nil),     // 11: mintai.signal.v1.Candidate
-	(*Needs)(nil),         // 12: mintai.signal.v1.Needs
-	(*MatchRequest)(nil),  // 13: mintai.signal.v1.MatchRequest
-	(*ICE)(nil),           // 14: mintai.signal.v1.ICE
-	(*Relay)(nil),         // 15: mintai.signal.v1.Relay
-	(*Grant)(nil),         // 16: mintai.signal.v1.Grant
-	(*FilterStep)(nil),    // 17: mintai.signal.v1.FilterStep
-	(*NoMatch)(nil),       // 18: mintai.signal.v1.NoMatch
-	(*Offer)(nil),         // 19: mintai.signal.v1.Offer
-	(*Taken)(nil),         // 20: mintai.signal.v1.Taken
-	(*Decline)(nil),       // 21: mintai.signal.v1.Decline
-	(*Candidates)(nil),    // 22: mintai.signal.v1.Candidates
-	(*OfferedModel)(nil),  // 23: mintai.signal.v1.OfferedModel
-	(*Lease)(nil),         // 24: mintai.signal.v1.Lease
-	(*LeaseAck)(nil),      // 25: mintai.signal.v1.LeaseAck
-	(*TunnelStatus)(nil),  // 26: mintai.signal.v1.TunnelStatus
-	(*Receipt)(nil),       // 27: mintai.signal.v1.Receipt
-	(*ModelsRequest)(nil), // 28: mintai.signal.v1.ModelsRequest
-	(*ModelOffer)(nil),    // 29: mintai.signal.v1.ModelOffer
-	(*Models)(nil),        // 30: mintai.signal.v1.Models
-	(*Renew)(nil),         // 31: mintai.signal.v1.Renew
-	(*Renewed)(nil),       // 32: mintai.signal.v1.Renewed
-	(*SessionEnd)(nil),    // 33: mintai.signal.v1.SessionEnd
-	(*Goodbye)(nil),       // 34: mintai.signal.v1.Goodbye
+	(Behavior)(0),         // 1: mintai.signal.v1.Behavior
+	(RelayMode)(0),        // 2: mintai.signal.v1.RelayMode
+	(Expectation)(0),      // 3: mintai.signal.v1.Expectation
+	(PathReason)(0),       // 4: mintai.signal.v1.PathReason
+	(RefusalCode)(0),      // 5: mintai.signal.v1.RefusalCode
+	(CandidateKind)(0),    // 6: mintai.signal.v1.CandidateKind
+	(NoMatchCode)(0),      // 7: mintai.signal.v1.NoMatchCode
+	(TunnelState)(0),      // 8: mintai.signal.v1.TunnelState
+	(Outcome)(0),          // 9: mintai.signal.v1.Outcome
+	(*Envelope)(nil),      // 10: mintai.signal.v1.Envelope
+	(*Hello)(nil),         // 11: mintai.signal.v1.Hello
+	(*FamilyNetwork)(nil), // 12: mintai.signal.v1.FamilyNetwork
+	(*Network)(nil),       // 13: mintai.signal.v1.Network
+	(*Welcome)(nil),       // 14: mintai.signal.v1.Welcome
+	(*Refused)(nil),       // 15: mintai.signal.v1.Refused
+	(*Address)(nil),       // 16: mintai.signal.v1.Address
+	(*Candidate)(nil),     // 17: mintai.signal.v1.Candidate
+	(*Needs)(nil),         // 18: mintai.signal.v1.Needs
+	(*MatchRequest)(nil),  // 19: mintai.signal.v1.MatchRequest
+	(*ICE)(nil),           // 20: mintai.signal.v1.ICE
+	(*Relay)(nil),         // 21: mintai.signal.v1.Relay
+	(*Grant)(nil),         // 22: mintai.signal.v1.Grant
+	(*FilterStep)(nil),    // 23: mintai.signal.v1.FilterStep
+	(*NoMatch)(nil),       // 24: mintai.signal.v1.NoMatch
+	(*Offer)(nil),         // 25: mintai.signal.v1.Offer
+	(*Taken)(nil),         // 26: mintai.signal.v1.Taken
+	(*Decline)(nil),       // 27: mintai.signal.v1.Decline
+	(*Candidates)(nil),    // 28: mintai.signal.v1.Candidates
+	(*PeerSeen)(nil),      // 29: mintai.signal.v1.PeerSeen
+	(*OfferedModel)(nil),  // 30: mintai.signal.v1.OfferedModel
+	(*Lease)(nil),         // 31: mintai.signal.v1.Lease
+	(*LeaseAck)(nil),      // 32: mintai.signal.v1.LeaseAck
+	(*TunnelStatus)(nil),  // 33: mintai.signal.v1.TunnelStatus
+	(*Receipt)(nil),       // 34: mintai.signal.v1.Receipt
+	(*ModelsRequest)(nil), // 35: mintai.signal.v1.ModelsRequest
+	(*ModelOffer)(nil),    // 36: mintai.signal.v1.ModelOffer
+	(*Models)(nil),        // 37: mintai.signal.v1.Models
+	(*Renew)(nil),         // 38: mintai.signal.v1.Renew
+	(*Renewed)(nil),       // 39: mintai.signal.v1.Renewed
+	(*SessionEnd)(nil),    // 40: mintai.signal.v1.SessionEnd
+	(*Goodbye)(nil),       // 41: mintai.signal.v1.Goodbye
 }
 var file_signal_proto_depIdxs = []int32{
-	7,  // 0: mintai.signal.v1.Envelope.hello:type_name -> mintai.signal.v1.Hello
-	8,  // 1: mintai.signal.v1.Envelope.welcome:type_name -> mintai.signal.v1.Welcome
-	9,  // 2: mintai.signal.v1.Envelope.refused:type_name -> mintai.signal.v1.Refused
-	13, // 3: mintai.signal.v1.Envelope.match_request:type_name -> mintai.signal.v1.MatchRequest
-	16, // 4: mintai.signal.v1.Envelope.grant:type_name -> mintai.signal.v1.Grant
-	18, // 5: mintai.signal.v1.Envelope.no_match:type_name -> mintai.signal.v1.NoMatch
-	19, // 6: mintai.signal.v1.Envelope.offer:type_name -> mintai.signal.v1.Offer
-	20, // 7: mintai.signal.v1.Envelope.taken:type_name -> mintai.signal.v1.Taken
-	21, // 8: mintai.signal.v1.Envelope.decline:type_name -> mintai.signal.v1.Decline
-	22, // 9: mintai.signal.v1.Envelope.candidates:type_name -> mintai.signal.v1.Candidates
-	24, // 10: mintai.signal.v1.Envelope.lease:type_name -> mintai.signal.v1.Lease
-	25, // 11: mintai.signal.v1.Envelope.lease_ack:type_name -> mintai.signal.v1.LeaseAck
-	26, // 12: mintai.signal.v1.Envelope.tunnel_status:type_name -> mintai.signal.v1.TunnelStatus
-	27, // 13: mintai.signal.v1.Envelope.receipt:type_name -> mintai.signal.v1.Receipt
-	28, // 14: mintai.signal.v1.Envelope.models_request:type_name -> mintai.signal.v1.ModelsRequest
-	30, // 15: mintai.signal.v1.Envelope.models:type_name -> mintai.signal.v1.Models
-	31, // 16: mintai.signal.v1.Envelope.renew:type_name -> mintai.signal.v1.Renew
-	32, // 17: mintai.signal.v1.Envelope.renewed:type_name -> mintai.signal.v1.Renewed
-	33, // 18: mintai.signal.v1.Envelope.session_end:type_name -> mintai.signal.v1.SessionEnd
-	34, // 19: mintai.signal.v1.Envelope.goodbye:type_name -> mintai.signal.v1.Goodbye
-	0,  // 20: mintai.signal.v1.Hello.role:type_name -> mintai.signal.v1.Role
-	11, // 21: mintai.signal.v1.Hello.candidates:type_name -> mintai.signal.v1.Candidate
-	10, // 22: mintai.signal.v1.Welcome.observed:type_name -> mintai.signal.v1.Address
-	1,  // 23: mintai.signal.v1.Refused.code:type_name -> mintai.signal.v1.RefusalCode
-	2,  // 24: mintai.signal.v1.Candidate.kind:type_name -> mintai.signal.v1.CandidateKind
-	10, // 25: mintai.signal.v1.Candidate.address:type_name -> mintai.signal.v1.Address
-	12, // 26: mintai.signal.v1.MatchRequest.needs:type_name -> mintai.signal.v1.Needs
-	14, // 27: mintai.signal.v1.Grant.ice:type_name -> mintai.signal.v1.ICE
-	11, // 28: mintai.signal.v1.Grant.candidates:type_name -> mintai.signal.v1.Candidate
-	15, // 29: mintai.signal.v1.Grant.relay:type_name -> mintai.signal.v1.Relay
-	3,  // 30: mintai.signal.v1.NoMatch.code:type_name -> mintai.signal.v1.NoMatchCode
-	17, // 31: mintai.signal.v1.NoMatch.filters:type_name -> mintai.signal.v1.FilterStep
-	14, // 32: mintai.signal.v1.Offer.ice:type_name -> mintai.signal.v1.ICE
-	11, // 33: mintai.signal.v1.Offer.candidates:type_name -> mintai.signal.v1.Candidate
-	11, // 34: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
-	23, // 35: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
-	11, // 36: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
-	10, // 37: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
-	4,  // 38: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
-	5,  // 39: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
-	23, // 40: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
-	29, // 41: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	11, // 0: mintai.signal.v1.Envelope.hello:type_name -> mintai.signal.v1.Hello
+	14, // 1: mintai.signal.v1.Envelope.welcome:type_name -> mintai.signal.v1.Welcome
+	15, // 2: mintai.signal.v1.Envelope.refused:type_name -> mintai.signal.v1.Refused
+	19, // 3: mintai.signal.v1.Envelope.match_request:type_name -> mintai.signal.v1.MatchRequest
+	22, // 4: mintai.signal.v1.Envelope.grant:type_name -> mintai.signal.v1.Grant
+	24, // 5: mintai.signal.v1.Envelope.no_match:type_name -> mintai.signal.v1.NoMatch
+	25, // 6: mintai.signal.v1.Envelope.offer:type_name -> mintai.signal.v1.Offer
+	26, // 7: mintai.signal.v1.Envelope.taken:type_name -> mintai.signal.v1.Taken
+	27, // 8: mintai.signal.v1.Envelope.decline:type_name -> mintai.signal.v1.Decline
+	28, // 9: mintai.signal.v1.Envelope.candidates:type_name -> mintai.signal.v1.Candidates
+	31, // 10: mintai.signal.v1.Envelope.lease:type_name -> mintai.signal.v1.Lease
+	32, // 11: mintai.signal.v1.Envelope.lease_ack:type_name -> mintai.signal.v1.LeaseAck
+	33, // 12: mintai.signal.v1.Envelope.tunnel_status:type_name -> mintai.signal.v1.TunnelStatus
+	34, // 13: mintai.signal.v1.Envelope.receipt:type_name -> mintai.signal.v1.Receipt
+	35, // 14: mintai.signal.v1.Envelope.models_request:type_name -> mintai.signal.v1.ModelsRequest
+	37, // 15: mintai.signal.v1.Envelope.models:type_name -> mintai.signal.v1.Models
+	38, // 16: mintai.signal.v1.Envelope.renew:type_name -> mintai.signal.v1.Renew
+	39, // 17: mintai.signal.v1.Envelope.renewed:type_name -> mintai.signal.v1.Renewed
+	40, // 18: mintai.signal.v1.Envelope.session_end:type_name -> mintai.signal.v1.SessionEnd
+	41, // 19: mintai.signal.v1.Envelope.goodbye:type_name -> mintai.signal.v1.Goodbye
+	29, // 20: mintai.signal.v1.Envelope.peer_seen:type_name -> mintai.signal.v1.PeerSeen
+	0,  // 21: mintai.signal.v1.Hello.role:type_name -> mintai.signal.v1.Role
+	17, // 22: mintai.signal.v1.Hello.candidates:type_name -> mintai.signal.v1.Candidate
+	13, // 23: mintai.signal.v1.Hello.network:type_name -> mintai.signal.v1.Network
+	1,  // 24: mintai.signal.v1.FamilyNetwork.mapping:type_name -> mintai.signal.v1.Behavior
+	1,  // 25: mintai.signal.v1.FamilyNetwork.filtering:type_name -> mintai.signal.v1.Behavior
+	16, // 26: mintai.signal.v1.FamilyNetwork.mapped:type_name -> mintai.signal.v1.Address
+	12, // 27: mintai.signal.v1.Network.families:type_name -> mintai.signal.v1.FamilyNetwork
+	2,  // 28: mintai.signal.v1.Network.relay:type_name -> mintai.signal.v1.RelayMode
+	16, // 29: mintai.signal.v1.Welcome.observed:type_name -> mintai.signal.v1.Address
+	16, // 30: mintai.signal.v1.Welcome.stun:type_name -> mintai.signal.v1.Address
+	5,  // 31: mintai.signal.v1.Refused.code:type_name -> mintai.signal.v1.RefusalCode
+	6,  // 32: mintai.signal.v1.Candidate.kind:type_name -> mintai.signal.v1.CandidateKind
+	16, // 33: mintai.signal.v1.Candidate.address:type_name -> mintai.signal.v1.Address
+	18, // 34: mintai.signal.v1.MatchRequest.needs:type_name -> mintai.signal.v1.Needs
+	13, // 35: mintai.signal.v1.MatchRequest.network:type_name -> mintai.signal.v1.Network
+	17, // 36: mintai.signal.v1.MatchRequest.candidates:type_name -> mintai.signal.v1.Candidate
+	20, // 37: mintai.signal.v1.Grant.ice:type_name -> mintai.signal.v1.ICE
+	17, // 38: mintai.signal.v1.Grant.candidates:type_name -> mintai.signal.v1.Candidate
+	21, // 39: mintai.signal.v1.Grant.relay:type_name -> mintai.signal.v1.Relay
+	3,  // 40: mintai.signal.v1.Grant.expect:type_name -> mintai.signal.v1.Expectation
+	4,  // 41: mintai.signal.v1.Grant.expect_reason:type_name -> mintai.signal.v1.PathReason
+	16, // 42: mintai.signal.v1.Grant.proven:type_name -> mintai.signal.v1.Address
+	1,  // 43: mintai.signal.v1.Grant.miner_mapping:type_name -> mintai.signal.v1.Behavior
+	7,  // 44: mintai.signal.v1.NoMatch.code:type_name -> mintai.signal.v1.NoMatchCode
+	23, // 45: mintai.signal.v1.NoMatch.filters:type_name -> mintai.signal.v1.FilterStep
+	20, // 46: mintai.signal.v1.Offer.ice:type_name -> mintai.signal.v1.ICE
+	17, // 47: mintai.signal.v1.Offer.candidates:type_name -> mintai.signal.v1.Candidate
+	21, // 48: mintai.signal.v1.Offer.relay:type_name -> mintai.signal.v1.Relay
+	3,  // 49: mintai.signal.v1.Offer.expect:type_name -> mintai.signal.v1.Expectation
+	4,  // 50: mintai.signal.v1.Offer.expect_reason:type_name -> mintai.signal.v1.PathReason
+	16, // 51: mintai.signal.v1.Offer.proven:type_name -> mintai.signal.v1.Address
+	17, // 52: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
+	16, // 53: mintai.signal.v1.Candidates.proven:type_name -> mintai.signal.v1.Address
+	16, // 54: mintai.signal.v1.PeerSeen.address:type_name -> mintai.signal.v1.Address
+	30, // 55: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
+	17, // 56: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
+	13, // 57: mintai.signal.v1.Lease.network:type_name -> mintai.signal.v1.Network
+	16, // 58: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
+	8,  // 59: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
+	4,  // 60: mintai.signal.v1.TunnelStatus.reason:type_name -> mintai.signal.v1.PathReason
+	9,  // 61: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
+	30, // 62: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
+	36, // 63: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
+	64, // [64:64] is the sub-list for method output_type
+	64, // [64:64] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_signal_proto_init() }
@@ -3264,14 +3998,15 @@ func file_signal_proto_init() {
 		(*Envelope_Renewed)(nil),
 		(*Envelope_SessionEnd)(nil),
 		(*Envelope_Goodbye)(nil),
+		(*Envelope_PeerSeen)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_signal_proto_rawDesc), len(file_signal_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   29,
+			NumEnums:      10,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
