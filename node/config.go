@@ -29,13 +29,36 @@ type Config struct {
 
 // CoordinatorConfig is [coordinator].
 type CoordinatorConfig struct {
-	Listen    string               `toml:"listen"`  // UDP host:port
-	Public    []string             `toml:"public"`  // host or host:port for the printed links, best first; empty: found out
-	Access    string               `toml:"access"`  // AccessLink or AccessOpen
-	Metrics   string               `toml:"metrics"` // TCP host:port of /metrics and /healthz; empty: off
-	TURN      TURNConfig           `toml:"turn"`
-	Deadlines CoordinatorDeadlines `toml:"deadlines"`
+	Listen      string               `toml:"listen"`       // UDP host:port
+	Public      []string             `toml:"public"`       // host or host:port for the printed links, best first; empty: found out
+	Access      string               `toml:"access"`       // AccessLink or AccessOpen
+	Metrics     string               `toml:"metrics"`      // TCP host:port of /metrics and /healthz; empty: off
+	STUN        string               `toml:"stun"`         // UDP host:port of address probes, which also take the next port; empty: off
+	PortMapping bool                 `toml:"port_mapping"` // ask the router to forward the ports, when nothing here is public
+	TLS         TLSConfig            `toml:"tls"`
+	TURN        TURNConfig           `toml:"turn"`
+	Deadlines   CoordinatorDeadlines `toml:"deadlines"`
 }
+
+// TLSConfig is [coordinator.tls]: signaling and relay for networks that let no
+// UDP through. Who is at either end is decided inside of it, by NodeIDs, so that
+// any certificate does.
+type TLSConfig struct {
+	Listen   string   `toml:"listen"`    // TCP host:port; empty: off
+	CertFile string   `toml:"cert_file"` // PEM; empty: self-signed
+	KeyFile  string   `toml:"key_file"`  // PEM
+	ACME     []string `toml:"acme"`      // host names to get certificates for, instead of files; empty: none
+}
+
+// RelayMode is when a node lets its packets take a relay.
+type RelayMode string
+
+// The values of RelayMode.
+const (
+	RelayAuto   RelayMode = "auto"   // when there is no direct path
+	RelayNever  RelayMode = "never"  // no direct path is an error
+	RelayAlways RelayMode = "always" // direct paths are not tried, and the peer never sees this node's addresses
+)
 
 // The values of CoordinatorConfig.Access.
 const (
@@ -66,13 +89,15 @@ type CoordinatorDeadlines struct {
 
 // MinerConfig is [miner].
 type MinerConfig struct {
-	Join      identity.Link   `toml:"join"`      // zero: the coordinator of this user on this machine
-	JoinFile  string          `toml:"join_file"` // holds the link, instead of join
-	Name      string          `toml:"name"`      // shown to people; empty: the machine's
-	Metrics   string          `toml:"metrics"`   // TCP host:port of /metrics and /healthz; empty: off
-	Backends  []BackendConfig `toml:"backend"`
-	Queue     int             `toml:"queue"` // requests that wait for a slot; one more is refused as busy
-	Deadlines MinerDeadlines  `toml:"deadlines"`
+	Join        identity.Link   `toml:"join"`      // zero: the coordinator of this user on this machine
+	JoinFile    string          `toml:"join_file"` // holds the link, instead of join
+	Name        string          `toml:"name"`      // shown to people; empty: the machine's
+	Metrics     string          `toml:"metrics"`   // TCP host:port of /metrics and /healthz; empty: off
+	Backends    []BackendConfig `toml:"backend"`
+	Queue       int             `toml:"queue"` // requests that wait for a slot; one more is refused as busy
+	Relay       RelayMode       `toml:"relay"`
+	PortMapping bool            `toml:"port_mapping"` // ask the router to forward a port to this node
+	Deadlines   MinerDeadlines  `toml:"deadlines"`
 }
 
 // BackendConfig is one [[miner.backend]].
@@ -98,14 +123,16 @@ type MinerDeadlines struct {
 
 // ClientConfig is [client].
 type ClientConfig struct {
-	Join      identity.Link `toml:"join"`      // zero: remembered by 'join', or the coordinator of this user on this machine
-	JoinFile  string        `toml:"join_file"` // holds the link, instead of join
-	Name      string        `toml:"name"`      // shown to people; empty: the machine's
-	Model     string        `toml:"model"`     // model, model@miner or @miner; empty: any
-	Listen    string        `toml:"listen"`    // TCP host:port of the local endpoint
-	Origins   []string      `toml:"origins"`   // web pages that may use the local endpoint
-	Metrics   string        `toml:"metrics"`   // TCP host:port of /metrics and /healthz; empty: off
-	Deadlines Deadlines     `toml:"deadlines"`
+	Join        identity.Link `toml:"join"`      // zero: remembered by 'join', or the coordinator of this user on this machine
+	JoinFile    string        `toml:"join_file"` // holds the link, instead of join
+	Name        string        `toml:"name"`      // shown to people; empty: the machine's
+	Model       string        `toml:"model"`     // model, model@miner or @miner; empty: any
+	Listen      string        `toml:"listen"`    // TCP host:port of the local endpoint
+	Origins     []string      `toml:"origins"`   // web pages that may use the local endpoint
+	Metrics     string        `toml:"metrics"`   // TCP host:port of /metrics and /healthz; empty: off
+	Relay       RelayMode     `toml:"relay"`
+	PortMapping bool          `toml:"port_mapping"` // ask the router to forward a port to this node
+	Deadlines   Deadlines     `toml:"deadlines"`
 }
 
 // Deadlines is [client.deadlines]: how long the client waits for each step of
@@ -127,11 +154,16 @@ type PortRange struct{ Min, Max uint16 }
 // String returns the TOML form, such as "49160-49259".
 func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.Min, r.Max) }
 
+// defaultTLSListen is where blocked networks most likely let a connection out
+// to. A coordinator that may not have this port takes another one.
+const defaultTLSListen = ":443"
+
 // DefaultConfig returns what applies where nothing is written.
 func DefaultConfig() *Config {
 	return &Config{
 		Coordinator: CoordinatorConfig{
 			Listen: ":4433", Access: AccessLink, Metrics: "127.0.0.1:9464",
+			STUN: ":3478", PortMapping: true, TLS: TLSConfig{Listen: defaultTLSListen},
 			TURN: TURNConfig{Enabled: true, Listen: ":3478", Ports: PortRange{Min: 49160, Max: 49259}},
 			Deadlines: CoordinatorDeadlines{
 				Offer: time.Second, HeadStart: 250 * time.Millisecond, Lease: time.Minute, Session: time.Hour,
@@ -139,10 +171,11 @@ func DefaultConfig() *Config {
 		},
 		Miner: MinerConfig{
 			Metrics: "127.0.0.1:9465", Backends: []BackendConfig{defaultBackend()}, Queue: 8,
+			Relay: RelayAuto, PortMapping: true,
 			Deadlines: MinerDeadlines{ResumeWindow: 30 * time.Second, Drain: 30 * time.Second, MaxIdle: 30 * time.Second},
 		},
 		Client: ClientConfig{
-			Listen: "127.0.0.1:11500", Metrics: "127.0.0.1:9466",
+			Listen: "127.0.0.1:11500", Metrics: "127.0.0.1:9466", Relay: RelayAuto, PortMapping: true,
 			Deadlines: Deadlines{
 				Match: 5 * time.Second, Direct: 3 * time.Second, Relay: 5 * time.Second, QUIC: 5 * time.Second,
 				FirstByte: 2 * time.Minute, IdleTunnel: 5 * time.Minute, MaxIdle: 30 * time.Second, Report: 10 * time.Second,

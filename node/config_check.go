@@ -75,8 +75,78 @@ func (c *configChecker) coordinator(k *CoordinatorConfig) {
 			c.fail(indexKey("coordinator.public", i), "public must be host names or IP addresses, each with or without :port, not %q", host)
 		}
 	}
+	c.tls(&k.TLS)
 	c.turn(&k.TURN)
+	c.stun(k)
 	c.durations("coordinator.deadlines", reflect.ValueOf(k.Deadlines))
+}
+
+func (c *configChecker) tls(t *TLSConfig) {
+	const at = "coordinator.tls."
+	if t.Listen != "" {
+		c.listen(at+"listen", t.Listen, false)
+	}
+	switch {
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		c.fail(at+"cert_file", "cert_file and key_file: write both of them, or none for a self-signed certificate")
+	case t.CertFile != "" && len(t.ACME) > 0:
+		c.fail(at+"acme", "acme and cert_file: write one of them")
+	}
+	t.CertFile, t.KeyFile = c.path(t.CertFile), c.path(t.KeyFile)
+	for i, host := range t.ACME {
+		_, isIP := splitIP(host)
+		if isIP || len(host) > 253 || !hostName.MatchString(host) || !strings.Contains(host, ".") {
+			c.fail(indexKey(at+"acme", i), "acme must be host names that lead to this machine, such as \"coordinator.example.org\", not %q", host)
+		}
+	}
+}
+
+// stun checks that the two ports for probes are no others' ports. Only those of
+// the relay may be shared.
+func (c *configChecker) stun(k *CoordinatorConfig) {
+	const at = "coordinator.stun"
+	if k.STUN == "" || c.broken[at] {
+		return
+	}
+	c.listen(at, k.STUN, false)
+	host, port, ok := hostPort(k.STUN)
+	if !ok || port == 0 {
+		return
+	}
+	if port == 65535 {
+		c.fail(at, "stun needs the next port as well: write at most 65534")
+		return
+	}
+	turnHost, turnPort, turns := hostPort(k.TURN.Listen)
+	turns = turns && k.TURN.Enabled && len(k.TURN.URLs) == 0
+	_, signals, _ := hostPort(k.Listen)
+	switch {
+	case turns && turnPort == port && turnHost != host:
+		c.fail(at, "stun and [coordinator.turn] listen have one port, so they must be written alike")
+	case turns && turnPort == port+1:
+		c.fail(at, "stun takes port %d as well, which is that of [coordinator.turn] listen", port+1)
+	case signals == port, signals == port+1:
+		c.fail(at, "stun takes ports %d and %d, and one of them is that of [coordinator] listen", port, port+1)
+	}
+}
+
+// hostPort splits an address that listen accepts.
+func hostPort(addr string) (host string, port uint16, ok bool) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, false
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	return host, uint16(n), err == nil
+}
+
+// relay checks when a node lets its packets take a relay.
+func (c *configChecker) relay(at string, mode RelayMode) {
+	switch mode {
+	case RelayAuto, RelayNever, RelayAlways:
+	default:
+		c.fail(at, "relay must be %q (when there is no direct path), %q or %q, not %q", RelayAuto, RelayNever, RelayAlways, string(mode))
+	}
 }
 
 func (c *configChecker) turn(t *TURNConfig) {
@@ -114,6 +184,7 @@ func (c *configChecker) miner(m *MinerConfig) {
 	for i := range m.Backends {
 		c.backend(indexKey("miner.backend", i)+".", &m.Backends[i])
 	}
+	c.relay("miner.relay", m.Relay)
 	c.durations("miner.deadlines", reflect.ValueOf(m.Deadlines))
 }
 
@@ -200,6 +271,7 @@ func (c *configChecker) client(k *ClientConfig) {
 			c.fail(indexKey("client.origins", i), "origins must be like \"https://app.example.org\", without a path, not %q", origin)
 		}
 	}
+	c.relay("client.relay", k.Relay)
 	c.durations("client.deadlines", reflect.ValueOf(k.Deadlines))
 }
 
@@ -254,14 +326,21 @@ func (c *configChecker) secret(key, env, file string) identity.Secret {
 	return ""
 }
 
-// readSecret reads a small file without the white space around its text. A
-// relative path starts at the configuration's folder.
-func (c *configChecker) readSecret(key, name string) (identity.Secret, error) {
+// path completes the name of a file: a relative one starts at the
+// configuration's folder. None stays none.
+func (c *configChecker) path(name string) string {
 	if rest, ok := strings.CutPrefix(name, "~/"); ok {
-		name = filepath.Join(c.getenv("HOME"), rest)
-	} else if !filepath.IsAbs(name) {
-		name = filepath.Join(c.dir, name)
+		return filepath.Join(c.getenv("HOME"), rest)
 	}
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(c.dir, name)
+}
+
+// readSecret reads a small file without the white space around its text.
+func (c *configChecker) readSecret(key, name string) (identity.Secret, error) {
+	name = c.path(name)
 	f, err := os.Open(name)
 	if err != nil {
 		return "", err

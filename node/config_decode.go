@@ -162,6 +162,8 @@ func secretAdvice(table, key string) string {
 		return "write api_key_file (a file's path) or api_key_env (an environment variable's name)"
 	case "coordinator.turn":
 		return "write secret_file (a file's path) or secret_env (an environment variable's name)"
+	case "coordinator.tls":
+		return "write key_file (the path of the certificate's key)"
 	case "miner", "client":
 		return "write join_file (the path of a file with the join link), or set MINTAI_JOIN"
 	case "coordinator":

@@ -38,7 +38,7 @@ func TestExampleConfigIsTheDefault(t *testing.T) {
 	}
 	want := DefaultConfig()
 	want.Path = exampleConfig
-	want.Coordinator.Public, want.Client.Origins = []string{}, []string{} // written as empty lists
+	want.Coordinator.Public, want.Client.Origins, want.Coordinator.TLS.ACME = []string{}, []string{}, []string{} // written as empty lists
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("config.example.toml loads as\n%+v\nthe defaults are\n%+v", cfg, want)
 	}
