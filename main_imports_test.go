@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"identity": {},
 	"api":      {"identity"},
 	"terminal": {},
+	"portmap":  {},
 
 	"signal":          {"identity", "api", "signal/signalpb"},
 	"signal/signalpb": {},
@@ -61,6 +62,9 @@ var fences = map[string][]string{
 	"google.golang.org/protobuf":      {"signal", "signal/signalpb", "node"},
 	"github.com/prometheus/":          {"node"},
 	"github.com/rogpeppe/go-internal": {},
+	"github.com/huin/":                {"portmap"},
+	"github.com/jackpal/":             {"portmap"},
+	"github.com/libp2p/":              {"portmap"},
 }
 
 var composing = []string{".", "node"}
