@@ -18,6 +18,9 @@ var ErrBadLink = errors.New("not a join link")
 const (
 	// DefaultPort is the UDP port of a coordinator when a link names none.
 	DefaultPort = 4433
+	// DefaultSTUNPort is the UDP port at which a coordinator answers address
+	// probes when a link names none. It answers on the next port as well.
+	DefaultSTUNPort = 3478
 
 	linkScheme   = "mintai://"
 	linkChars    = "abcdefghijklmnopqrstuvwxyz0123456789:/.-[]?=&"
@@ -29,7 +32,7 @@ const (
 
 // Link says where a coordinator is, who it is, and what admits to it:
 //
-//	mintai://host:4433/<NodeID>/<secret>?addr=[2001:db8::1]:4433&tls=443
+//	mintai://host:4433/<NodeID>/<secret>?addr=[2001:db8::1]:4433&tls=443&stun=3478
 //
 // Only the host is required. A link with a secret but without a NodeID has "-"
 // in its place. Links use the characters a-z0-9:/.-[]?=& only, so that they
@@ -37,8 +40,11 @@ const (
 type Link struct {
 	Addrs   []string // host:port, the primary one first; IPv6 in brackets
 	TLSPort uint16   // where the coordinator also answers on TCP; 0: nowhere
-	ID      NodeID   // zero: trust on first use
-	Secret  Secret   // admits; empty: none
+	// STUNPort is the first of the two UDP ports at which the coordinator answers
+	// address probes; 0: nowhere. A link that does not say means DefaultSTUNPort.
+	STUNPort uint16
+	ID       NodeID // zero: trust on first use
+	Secret   Secret // admits; empty: none
 }
 
 // NewSecret returns a random secret of 130 bits in a link's characters.
@@ -121,9 +127,11 @@ func (l *Link) parsePath(path string) error {
 }
 
 func (l *Link) parseQuery(query string) error {
+	l.STUNPort = DefaultSTUNPort
 	if query == "" {
 		return nil
 	}
+	stun := false
 	for field := range strings.SplitSeq(query, "&") {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
@@ -148,6 +156,18 @@ func (l *Link) parseQuery(query string) error {
 				return badLink("tls= stands there twice")
 			}
 			l.TLSPort = port
+		case "stun":
+			port, err := uint16(0), error(nil)
+			if value != "0" {
+				port, err = parsePort(value)
+			}
+			if err != nil || port == 65535 { // it needs the next one, too
+				return badLink("stun=: a port is a number from 1 to 65534; 0 is none")
+			}
+			if stun && l.STUNPort != port {
+				return badLink("stun= stands there twice")
+			}
+			l.STUNPort, stun = port, true
 		}
 	}
 	return nil
@@ -256,6 +276,10 @@ func (l Link) text(secret string) string {
 	}
 	if l.TLSPort != 0 {
 		b.WriteString(separator + "tls=" + strconv.Itoa(int(l.TLSPort)))
+		separator = "&"
+	}
+	if l.STUNPort != DefaultSTUNPort {
+		b.WriteString(separator + "stun=" + strconv.Itoa(int(l.STUNPort)))
 	}
 	return b.String()
 }

@@ -24,22 +24,25 @@ func TestParseLink(t *testing.T) {
 		in   string
 		want Link
 	}{
-		{"mintai://host", Link{Addrs: []string{"host:4433"}}},
-		{" mintai://host.example-1.org:1/ \n", Link{Addrs: []string{"host.example-1.org:1"}}},
-		{"mintai://192.0.2.1", Link{Addrs: []string{"192.0.2.1:4433"}}},
-		{"mintai://[2001:db8::1]", Link{Addrs: []string{"[2001:db8::1]:4433"}}},
-		{"mintai://[2001:db8:0:0:0:0:0:1]:99", Link{Addrs: []string{"[2001:db8::1]:99"}}},
-		{"mintai://[::ffff:192.0.2.1]:99", Link{Addrs: []string{"192.0.2.1:99"}}},
-		{"mintai://host/" + text, Link{Addrs: []string{"host:4433"}, ID: id}},
-		{"mintai://host/" + text + "/", Link{Addrs: []string{"host:4433"}, ID: id}},
-		{"mintai://host/" + text + "/s3cret-", Link{Addrs: []string{"host:4433"}, ID: id, Secret: "s3cret-"}},
-		{"mintai://host/-/s3cret", Link{Addrs: []string{"host:4433"}, Secret: "s3cret"}},
-		{"mintai://host?tls=443", Link{Addrs: []string{"host:4433"}, TLSPort: 443}},
+		{"mintai://host", Link{Addrs: []string{"host:4433"}, STUNPort: 3478}},
+		{" mintai://host.example-1.org:1/ \n", Link{Addrs: []string{"host.example-1.org:1"}, STUNPort: 3478}},
+		{"mintai://192.0.2.1", Link{Addrs: []string{"192.0.2.1:4433"}, STUNPort: 3478}},
+		{"mintai://[2001:db8::1]", Link{Addrs: []string{"[2001:db8::1]:4433"}, STUNPort: 3478}},
+		{"mintai://[2001:db8:0:0:0:0:0:1]:99", Link{Addrs: []string{"[2001:db8::1]:99"}, STUNPort: 3478}},
+		{"mintai://[::ffff:192.0.2.1]:99", Link{Addrs: []string{"192.0.2.1:99"}, STUNPort: 3478}},
+		{"mintai://host/" + text, Link{Addrs: []string{"host:4433"}, STUNPort: 3478, ID: id}},
+		{"mintai://host/" + text + "/", Link{Addrs: []string{"host:4433"}, STUNPort: 3478, ID: id}},
+		{"mintai://host/" + text + "/s3cret-", Link{Addrs: []string{"host:4433"}, STUNPort: 3478, ID: id, Secret: "s3cret-"}},
+		{"mintai://host/-/s3cret", Link{Addrs: []string{"host:4433"}, STUNPort: 3478, Secret: "s3cret"}},
+		{"mintai://host?tls=443", Link{Addrs: []string{"host:4433"}, TLSPort: 443, STUNPort: 3478}},
 		{
 			"mintai://host:4433/" + text + "/s?addr=[::1]:4433&addr=10.0.0.1&tls=443&later=x",
-			Link{Addrs: []string{"host:4433", "[::1]:4433", "10.0.0.1:4433"}, TLSPort: 443, ID: id, Secret: "s"},
+			Link{Addrs: []string{"host:4433", "[::1]:4433", "10.0.0.1:4433"}, TLSPort: 443, STUNPort: 3478, ID: id, Secret: "s"},
 		},
-		{"mintai://host?addr=host:4433", Link{Addrs: []string{"host:4433"}}},
+		{"mintai://host?stun=0", Link{Addrs: []string{"host:4433"}}},
+		{"mintai://host?stun=3478", Link{Addrs: []string{"host:4433"}, STUNPort: 3478}},
+		{"mintai://host?tls=4443&stun=99&stun=99", Link{Addrs: []string{"host:4433"}, TLSPort: 4443, STUNPort: 99}},
+		{"mintai://host?addr=host:4433", Link{Addrs: []string{"host:4433"}, STUNPort: 3478}},
 	}
 	for _, tt := range tests {
 		got, err := ParseLink(tt.in)
@@ -92,6 +95,10 @@ func TestParseLinkRefuses(t *testing.T) {
 		{"mintai://host/-/" + strings.Repeat(canary, 200), "longer than 2048"},
 		{"mintai://host/-/" + canary + "?tls=0", "tls="},
 		{"mintai://host/-/" + canary + "?tls=1&tls=2", "twice"},
+		{"mintai://host/-/" + canary + "?stun=", "stun="},
+		{"mintai://host/-/" + canary + "?stun=00", "stun="},
+		{"mintai://host/-/" + canary + "?stun=65535", "stun="},
+		{"mintai://host/-/" + canary + "?stun=1&stun=2", "twice"},
 		{"mintai://host/-/" + canary + "?addr=", "addr="},
 		{"mintai://host/-/" + canary + "?addr=::1", "addr="},
 		{"mintai://host?" + manyAddrs(17), "more than 16 addresses"},
@@ -120,7 +127,7 @@ func manyAddrs(n int) string {
 }
 
 func TestLinkIsPrintedWithoutItsSecret(t *testing.T) {
-	l := Link{Addrs: []string{"host:1"}, ID: testID(t, 1), Secret: "canary"}
+	l := Link{Addrs: []string{"host:1"}, STUNPort: DefaultSTUNPort, ID: testID(t, 1), Secret: "canary"}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		if text := fmt.Sprintf(verb, l) + fmt.Sprintf(verb, &l) + fmt.Sprintf(verb, []Link{l}); strings.Contains(text, "canary") {
 			t.Errorf("%s prints %s", verb, text)
@@ -147,7 +154,7 @@ func TestNewSecretFitsIntoALink(t *testing.T) {
 
 func FuzzParseLink(f *testing.F) {
 	id := testID(f, 7).String()
-	f.Add("mintai://host:4433/" + id + "/secret?addr=[::1]:4433&tls=443")
+	f.Add("mintai://host:4433/" + id + "/secret?addr=[::1]:4433&tls=443&stun=0")
 	f.Add("mintai://[::ffff:1.2.3.4]/-/a?addr=h&addr=h&x")
 	f.Add("mintai://1.2.3.4:1//?")
 	f.Fuzz(func(t *testing.T, s string) {

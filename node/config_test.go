@@ -240,7 +240,7 @@ origins = ["https://chat.example.org"]
 	k.Listen, k.Access, k.Metrics, k.TURN.Enabled = "[::]:4000", AccessOpen, "", false
 	k.Public = []string{"mint.example.org", "192.0.2.1:4433", "2001:db8::1", "[2001:db8::1]:4433"}
 	k.TURN.Ports, k.Deadlines.Offer = PortRange{50000, 50100}, 1500*time.Millisecond
-	want.Miner.Join = identity.Link{Addrs: []string{"mint.example.org:4433"}}
+	want.Miner.Join = identity.Link{Addrs: []string{"mint.example.org:4433"}, STUNPort: 3478}
 	want.Miner.Name = "gpu-box"
 	want.Miner.Backends = []BackendConfig{
 		{Type: "demo", Models: []string{"*"}, FirstToken: 250 * time.Millisecond, TokensPerSecond: 62, Tokens: 7},
