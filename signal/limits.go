@@ -55,8 +55,8 @@ var errHandshakeRate = errors.New("signal: too many handshakes")
 const maxGateEntries = 1 << 14
 
 // gate paces handshakes. An unverified address may be spoofed: it is never
-// refused, only asked to come back with a Retry token. A verified one that is
-// too fast is refused.
+// refused, only asked to come back with a Retry token. A verified one, and one
+// that came over TLS, is refused when it is too fast.
 type gate struct {
 	limits Limits
 	all    *rate.Limiter // unverified handshakes of everybody
@@ -72,11 +72,11 @@ func newGate(l Limits) *gate {
 	}
 }
 
-// needsRetry is the transport's VerifySourceAddress.
+// needsRetry is the VerifySourceAddress of the UDP transport.
 func (g *gate) needsRetry(net.Addr) bool { return !g.all.Allow() }
 
 func (g *gate) admit(info *quic.ClientInfo) error {
-	if !info.AddrVerified {
+	if !info.AddrVerified && !overTLS(info.RemoteAddr) {
 		return nil
 	}
 	if !g.limiter(info.RemoteAddr).Allow() {
@@ -122,7 +122,7 @@ func (g *gate) sweepLocked() {
 // counters count events since the start.
 type counters struct {
 	handshakes, accepted, handshakeFailed, wrongALPN, helloTimeout atomic.Uint64
-	joined, notAdmitted, replaced, rateLimited                     atomic.Uint64
+	joined, joinedTLS, notAdmitted, replaced, rateLimited          atomic.Uint64
 	malformed, oversized, outOfOrder, unknown                      atomic.Uint64
 	early, replayed, repeated, queueFull                           atomic.Uint64
 }
@@ -144,6 +144,7 @@ func (s *Server) Counters() map[string]uint64 {
 		"wrong_alpn":       c.wrongALPN.Load(),
 		"hello_timeout":    c.helloTimeout.Load(),
 		"joined":           c.joined.Load(),
+		"joined_over_tls":  c.joinedTLS.Load(),
 		"not_admitted":     c.notAdmitted.Load(),
 		"replaced":         c.replaced.Load(),
 		"rate_limited":     c.rateLimited.Load(),

@@ -36,6 +36,8 @@ type Deadlines struct {
 	Match      time.Duration // for the first answer to Match or Models; 5 s
 	Stale      time.Duration // without any packet after a request: connect anew; 1.5 s
 	Stagger    time.Duration // head start of an address before the next is tried too (RFC 8305 §5); 250 ms
+	Fallback   time.Duration // head start of UDP before the way over TLS is tried too; 100 ms
+	Retry      time.Duration // while connected over TLS, between two tries of UDP, ± a quarter; 60 s
 	BackoffMin time.Duration // first pause before reconnecting; 250 ms
 	BackoffMax time.Duration // longest one; 30 s
 }
@@ -51,6 +53,8 @@ func (d Deadlines) withDefaults() Deadlines {
 	set(&d.Match, 5*time.Second)
 	set(&d.Stale, 1500*time.Millisecond)
 	set(&d.Stagger, 250*time.Millisecond)
+	set(&d.Fallback, 100*time.Millisecond)
+	set(&d.Retry, time.Minute)
 	set(&d.BackoffMin, 250*time.Millisecond)
 	set(&d.BackoffMax, 30*time.Second)
 	return d
@@ -66,6 +70,14 @@ type NodeConfig struct {
 	Transport *quic.Transport
 	// Addrs are the coordinator's addresses, host:port, the preferred first.
 	Addrs []string
+	// TLSAddrs are where the coordinator listens on TLS, host:port, for networks
+	// that block UDP; they are given to Fallback. None: UDP only.
+	TLSAddrs []string
+	// Fallback opens a way over TLS to one of TLSAddrs. It returns when ctx ends
+	// at the latest; ctx bounds the opening only. The Node closes the conn. The
+	// same QUIC connection with the same mutual authentication runs over it, so
+	// whoever the way leads past can only drop packets. Nil: UDP only.
+	Fallback func(ctx context.Context, addr string) (FallbackConn, error)
 	// Coordinator must answer. Zero: whoever answers, when Trust accepts it;
 	// then there is no 0-RTT before the first connection of this Node.
 	Coordinator identity.NodeID
@@ -86,15 +98,17 @@ type NodeConfig struct {
 // Status describes the connection to the coordinator.
 type Status struct {
 	Connected   bool
-	Since       time.Time // of the present connection; zero when not connected
-	Addr        string    // as configured
-	Remote      netip.AddrPort
+	Since       time.Time      // of the present connection; zero when not connected
+	Addr        string         // as configured, of Addrs or TLSAddrs
+	Remote      netip.AddrPort // zero where the way over TLS does not tell it
+	OverTLS     bool           // by way of Fallback; UDP is tried again from time to time
 	Coordinator identity.NodeID
-	Observed    netip.AddrPort // this node's address as the coordinator sees it
-	AdmittedAs  string         // "local", "member", "open"
-	Err         error          // why there is no connection; nil when connected or not tried yet
-	Used0RTT    bool           // the present connection's first flight was accepted early
-	RTT         time.Duration  // to the coordinator; zero when not connected
+	Observed    netip.AddrPort   // this node's address as the coordinator sees it; of TCP when OverTLS
+	Stun        []netip.AddrPort // where the coordinator answers STUN; not to be changed
+	AdmittedAs  string           // "local", "member", "open"
+	Err         error            // why there is no connection; nil when connected or not tried yet
+	Used0RTT    bool             // the present connection's first flight was accepted early
+	RTT         time.Duration    // to the coordinator; zero when not connected
 }
 
 // Node is a miner's or client's side. Make it with NewNode, run it with Run;

@@ -79,9 +79,14 @@ func (p *Peer) Principal() string { return p.principal }
 func (p *Peer) Since() time.Time { return p.since }
 
 // Observed is the address that the peer's packets come from now: its
-// server-reflexive candidate. It follows the peer through rebinding of its NAT
-// (QUIC connection migration, RFC 9000 §9).
+// server-reflexive candidate, unless OverTLS: then it is a TCP address, which is
+// no candidate, and perhaps that of a proxy. It follows the peer through rebinding
+// of its NAT (QUIC connection migration, RFC 9000 §9).
 func (p *Peer) Observed() netip.AddrPort { return addrPortOf(p.conn.RemoteAddr()) }
+
+// OverTLS reports whether the peer's packets come by way of
+// ServerConfig.Streams: its network lets no UDP through, or not yet.
+func (p *Peer) OverTLS() bool { return overTLS(p.conn.RemoteAddr()) }
 
 // Early reports whether the handshake is still running, so that what the peer
 // has said came in 0-RTT and might be a replay. See ServerHandler.Message.
@@ -243,7 +248,7 @@ func (p *Peer) greet(ctx context.Context) error {
 		return &CloseError{Code: CloseBadMessage, Message: "no NodeID", Err: err}
 	}
 	p.hello, p.role, p.name = hello, hello.GetRole(), hello.GetName()
-	p.admittedAs, p.principal, err = p.server.cfg.Admit(Joining{Node: p.node, Remote: p.Observed(), Hello: hello})
+	p.admittedAs, p.principal, err = p.server.cfg.Admit(Joining{Node: p.node, Remote: p.Observed(), OverTLS: p.OverTLS(), Hello: hello})
 	if err != nil {
 		p.server.counters.notAdmitted.Add(1)
 		var refused *CloseError
@@ -264,6 +269,8 @@ func (p *Peer) greet(ctx context.Context) error {
 		AdmittedAs: p.admittedAs,
 		LeaseTtlMs: p.server.cfg.LeaseTTL.Milliseconds(),
 		Version:    p.server.cfg.Version,
+		Stun:       p.server.stun(),
+		OverTls:    p.OverTLS(),
 	}}})
 }
 
@@ -403,8 +410,10 @@ func mayCome(role signalpb.Role, env *signalpb.Envelope) bool {
 		return role == signalpb.Role_ROLE_CLIENT
 	case *signalpb.Envelope_Lease, *signalpb.Envelope_Taken, *signalpb.Envelope_Decline:
 		return role == signalpb.Role_ROLE_MINER
-	case *signalpb.Envelope_Candidates, *signalpb.Envelope_TunnelStatus, *signalpb.Envelope_Receipt, *signalpb.Envelope_ModelsRequest:
+	case *signalpb.Envelope_TunnelStatus, *signalpb.Envelope_Receipt, *signalpb.Envelope_ModelsRequest, *signalpb.Envelope_PeerSeen:
 		return true
+	case *signalpb.Envelope_Candidates:
+		return len(env.GetCandidates().GetProven()) == 0 // what is proven the coordinator says
 	default:
 		return false
 	}

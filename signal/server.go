@@ -19,9 +19,10 @@ import (
 
 // Joining is a node that asks to be let in.
 type Joining struct {
-	Node   identity.NodeID // proven, or resumed from a proven session
-	Remote netip.AddrPort
-	Hello  *signalpb.Hello
+	Node    identity.NodeID // proven, or resumed from a proven session
+	Remote  netip.AddrPort  // as Peer.Observed
+	OverTLS bool            // as Peer.OverTLS
+	Hello   *signalpb.Hello
 }
 
 // ServerHandler is told what happens to peers. Its methods are called from a
@@ -49,6 +50,17 @@ type ServerConfig struct {
 	// Conn carries the connections. The server listens on it and does not close
 	// it. Give it ResetKey before its first use.
 	Conn *quic.Transport
+	// Streams carry further connections, whose packets travel over TLS where UDP
+	// is blocked. Their remote addresses are net.Addrs with a method
+	// AddrPort() netip.AddrPort and the Network "wss": TCP has validated them, so
+	// they never get a Retry and count for the limits of their address at once.
+	// The server listens on each and does not close it. Make them with
+	// NewTransport. One that closes ends alone.
+	Streams []*quic.Transport
+	// Stun returns where the coordinator answers STUN, for each Welcome: each of
+	// its addresses with two ports (RFC 5780). The first MaxStun are told. It must
+	// not block. Nil: nowhere.
+	Stun func() []netip.AddrPort
 	// Admit decides about each connection, also a resumed one, so that a ban
 	// holds at once. It returns how the node was admitted ("local", "member",
 	// "open") and who is accountable for it. The text of an error reaches the
@@ -68,13 +80,13 @@ type ServerConfig struct {
 
 // Server is the coordinator's side. Make it with NewServer, run it with Serve.
 type Server struct {
-	cfg      ServerConfig
-	listener *quic.EarlyListener
-	early    *earlyWindow
-	replies  *replies
-	gate     *gate
-	counters counters
-	waiting  atomic.Int64 // connections that have not joined
+	cfg       ServerConfig
+	listeners []*quic.EarlyListener // of Conn, then of Streams
+	early     *earlyWindow
+	replies   *replies
+	gate      *gate
+	counters  counters
+	waiting   atomic.Int64 // connections that have not joined
 
 	mu    sync.Mutex                  // guards all below
 	nodes map[identity.NodeID][]*Peer // joined, oldest first
@@ -108,9 +120,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Conn.VerifySourceAddress == nil {
 		cfg.Conn.VerifySourceAddress = s.gate.needsRetry
 	}
-	s.listener, err = cfg.Conn.ListenEarly(tlsConf, s.quicConfig())
-	if err != nil {
-		return nil, fmt.Errorf("signal: %w", err)
+	for _, transport := range append([]*quic.Transport{cfg.Conn}, cfg.Streams...) {
+		listener, err := transport.ListenEarly(tlsConf, s.quicConfig())
+		if err != nil {
+			_ = s.Close()
+			return nil, fmt.Errorf("signal: %w", err)
+		}
+		s.listeners = append(s.listeners, listener)
 	}
 	return s, nil
 }
@@ -144,30 +160,30 @@ func (s *Server) quicConfig() *quic.Config {
 	return listen
 }
 
-// Serve accepts nodes until ctx ends or the transport closes. At the end every
-// peer is told that the coordinator shuts down; Serve returns when all have
+// Serve accepts nodes until ctx ends or ServerConfig.Conn closes. At the end
+// every peer is told that the coordinator shuts down; Serve returns when all have
 // left. The error is nil when ctx ended.
 func (s *Server) Serve(ctx context.Context) error {
 	peers, stop := context.WithCancel(ctx)
 	defer stop()
-	var wg sync.WaitGroup
-	var err error
-	for {
-		var conn *quic.Conn
-		if conn, err = s.listener.Accept(ctx); err != nil {
-			break
-		}
-		wg.Go(func() { s.serveConn(peers, conn) })
+	accepting, full := context.WithCancel(ctx)
+	defer full()
+	var wg, streams sync.WaitGroup
+	for _, l := range s.listeners[1:] {
+		streams.Go(func() {
+			if err := s.accept(accepting, peers, l, &wg); accepting.Err() == nil {
+				s.cfg.Log.Error().Err(err).Stringer("addr", l.Addr()).Msg("nodes can no longer connect over TLS")
+			}
+		})
 	}
+	err := s.accept(ctx, peers, s.listeners[0], &wg)
+	full()
+	streams.Wait()
 	s.shutdown()
 	stop()
-	_ = s.listener.Close()
-	for { // what was accepted by the listener alone
-		conn, err := s.listener.Accept(context.WithoutCancel(ctx))
-		if err != nil {
-			break
-		}
-		wg.Go(func() { s.serveConn(peers, conn) })
+	_ = s.Close()
+	for _, l := range s.listeners { // what was accepted by the listener alone
+		_ = s.accept(context.WithoutCancel(ctx), peers, l, &wg)
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
@@ -176,8 +192,26 @@ func (s *Server) Serve(ctx context.Context) error {
 	return fmt.Errorf("signal: accepting: %w", err)
 }
 
+// accept serves what comes to l until ctx ends or l closes. The goroutines of
+// the connections go into wg, and their contexts come from peers.
+func (s *Server) accept(ctx, peers context.Context, l *quic.EarlyListener, wg *sync.WaitGroup) error {
+	for {
+		conn, err := l.Accept(ctx)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { s.serveConn(peers, conn) })
+	}
+}
+
 // Close stops listening when Serve was never called.
-func (s *Server) Close() error { return s.listener.Close() }
+func (s *Server) Close() error {
+	var errs []error
+	for _, l := range s.listeners {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
 
 func (s *Server) shutdown() {
 	s.mu.Lock()
@@ -356,6 +390,9 @@ func (s *Server) enter(p *Peer) {
 	}
 	s.waiting.Add(-1)
 	s.counters.joined.Add(1)
+	if p.OverTLS() {
+		s.counters.joinedTLS.Add(1)
+	}
 }
 
 func (s *Server) exit(p *Peer) {
@@ -373,6 +410,20 @@ func (s *Server) exit(p *Peer) {
 		s.nodes[p.node] = kept
 	}
 	s.count--
+}
+
+// stun is what a Welcome tells of ServerConfig.Stun.
+func (s *Server) stun() []*signalpb.Address {
+	if s.cfg.Stun == nil {
+		return nil
+	}
+	var addrs []*signalpb.Address
+	for _, a := range s.cfg.Stun() {
+		if a.IsValid() && a.Port() != 0 && len(addrs) < MaxStun {
+			addrs = append(addrs, Address(a))
+		}
+	}
+	return addrs
 }
 
 // Peer returns the newest connection of a node that has joined.

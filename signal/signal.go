@@ -76,12 +76,17 @@ func ResetKey(key *identity.Key) *quic.StatelessResetKey {
 	return &k
 }
 
-// addrPortOf reads the address of a QUIC connection.
+// networkTLS is the Network of addresses that are reached over TLS.
+const networkTLS = "wss"
+
+func overTLS(a net.Addr) bool { return a.Network() == networkTLS }
+
+// addrPortOf reads the address of a QUIC connection; zero when it has none.
 func addrPortOf(a net.Addr) netip.AddrPort {
-	udp, ok := a.(*net.UDPAddr)
+	withPort, ok := a.(interface{ AddrPort() netip.AddrPort }) // *net.UDPAddr, and those over TLS
 	if !ok {
 		return netip.AddrPort{}
 	}
-	ap := udp.AddrPort()
+	ap := withPort.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

@@ -22,6 +22,9 @@ const (
 	MaxExclude    = 64  // miners in a MatchRequest
 	MaxOffers     = 512 // in Models
 	MaxURLs       = 8   // of a relay
+	MaxStun       = 16  // STUN addresses in a Welcome
+	MaxProven     = 16  // proven addresses in one message
+	MaxNonce      = 128 // bytes of a relay's nonce
 	proofSize     = 32  // HMAC-SHA256
 	maxTokens     = 1 << 30
 )
