@@ -42,6 +42,24 @@ type RelayConfig struct {
 	Server             string
 	Username, Password string
 	Realm              string // empty: the server tells
+	// Nonce, when Realm is given too, is one that the server accepts now: it
+	// spares the round trip in which the server would tell it. One that is stale
+	// costs that round trip.
+	Nonce string
+	// Dial opens a stream to the server, TLS included, in place of a UDP socket;
+	// Server is then only a name. Nil: UDP.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// Miner says that this is the leg of the session's miner: its checks are
+	// those of the controlled side.
+	Miner bool
+	// Permit are addresses of the other end for which permission is asked right
+	// behind the allocation, in the same flight as a first check to each.
+	// OpenRelay does not wait for the answers.
+	Permit []netip.AddrPort
+	// PeerRelayed says that the other end may have a leg over the same server.
+	// Permission for the server's own relay address is then asked for as well,
+	// before the exact address is known.
+	PeerRelayed bool
 	// Local and Remote are the session's credentials, the same ones as the
 	// socket's session uses.
 	Local, Remote Credentials
@@ -329,6 +347,9 @@ func (r *Relay) reached(addr netip.AddrPort) {
 
 // Addr returns the relayed address: the candidate to tell the peer.
 func (r *Relay) Addr() netip.AddrPort { return addrPort(r.leg.local) }
+
+// Kind is how the server is reached: RelayUDP or RelayTLS.
+func (r *Relay) Kind() Kind { return RelayUDP }
 
 // Dropped returns how many datagrams were not sent, for want of a permission or
 // of a server.

