@@ -51,12 +51,17 @@ func withPktinfo(conn *net.UDPConn) net.PacketConn {
 
 // ReadFrom returns the next datagram and remembers which address it was for.
 func (p *pktinfoConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	var (
-		n    int
-		from net.Addr
-		dst  net.IP
-		err  error
-	)
+	n, from, dst, err := p.readTo(b)
+	if err == nil && dst.IsValid() {
+		p.remember(addrPort(from), dst)
+	}
+	return n, from, err
+}
+
+// readTo returns the next datagram with the address that it was for, zero when
+// the system does not say, and remembers nothing.
+func (p *pktinfoConn) readTo(b []byte) (n int, from net.Addr, to netip.Addr, err error) {
+	var dst net.IP
 	if p.v4 != nil {
 		var cm *ipv4.ControlMessage
 		if n, cm, from, err = p.v4.ReadFrom(b); cm != nil {
@@ -69,12 +74,10 @@ func (p *pktinfoConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		}
 	}
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, netip.Addr{}, err
 	}
-	if addr, ok := netip.AddrFromSlice(dst); ok {
-		p.remember(addrPort(from), addr.Unmap())
-	}
-	return n, from, nil
+	to, _ = netip.AddrFromSlice(dst)
+	return n, from, to.Unmap(), nil
 }
 
 func (p *pktinfoConn) remember(from netip.AddrPort, dst netip.Addr) {
@@ -98,7 +101,11 @@ func (p *pktinfoConn) source(to netip.AddrPort) netip.Addr {
 
 // WriteTo sends from the address that the receiver knows.
 func (p *pktinfoConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	src := p.source(addrPort(to))
+	return p.writeFrom(b, p.source(addrPort(to)), to)
+}
+
+// writeFrom sends from src, or from where the route leads when that is zero.
+func (p *pktinfoConn) writeFrom(b []byte, src netip.Addr, to net.Addr) (int, error) {
 	switch {
 	case !src.IsValid():
 		return p.UDPConn.WriteTo(b, to)

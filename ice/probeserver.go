@@ -1,10 +1,19 @@
 package ice
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
+	"github.com/pion/stun"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"mintai/identity"
 )
@@ -14,48 +23,348 @@ type ProbeServerConfig struct {
 	// Coordinator is whom probes must be signed for.
 	Coordinator identity.NodeID
 	// Addrs are the addresses to answer at. An unspecified address means all of
-	// this machine's addresses of its family. None: all of both families.
+	// this machine's addresses of its family, also those that it gets later. None:
+	// all of both families.
 	Addrs []netip.Addr
 	// Ports are the two ports that are opened on each address; zero is any free
-	// one, the same on all addresses. The first is 3478 by custom.
+	// one, the same on all addresses. The first is 3478 by custom. When the second
+	// cannot be had the server does without, and says so in the log.
 	Ports [2]uint16
 	// Shared leaves the reading of the first port to whoever gets Conns: a
-	// TURNServer that listens on the same sockets.
+	// TURNServer that listens on the same sockets. Probes to it are answered
+	// only while those are read.
 	Shared bool
 	// OnProof is told where a node's signed packet came from, once per packet.
 	// It is called from several goroutines and must not block. May be nil.
 	OnProof func(Proof)
 	Log     zerolog.Logger
-	// Tap, when set, sees every datagram before anything looks at it. It must not
-	// keep the slice, and is called from several goroutines.
+	// Tap, when set, sees every Binding Request before anything looks at it. It
+	// must not keep the slice, and is called from several goroutines.
 	Tap func([]byte)
 }
 
-// ProbeServer answers STUN Binding Requests.
-type ProbeServer struct{}
+// ProbeServer answers STUN Binding Requests of anybody (RFC 8489) at several
+// addresses and ports. To nodes that sign theirs it also answers from another
+// address than the one they asked (RFC 5780 §6.1), and it reports where such
+// requests came from.
+type ProbeServer struct {
+	cfg     ProbeServerConfig
+	log     zerolog.Logger
+	sockets [2][]*probeSocket // by port
+	readers sync.WaitGroup
 
-// StartProbes opens the sockets and answers until Close.
-func StartProbes(cfg ProbeServerConfig) (*ProbeServer, error) { return &ProbeServer{}, nil }
+	counters probeCounters
+	requests requestLimit
+	checks   *rate.Limiter // signatures verified, whoever sent them
+	replays  replays
 
-// Addrs returns the addresses to announce to nodes (signalpb.Welcome.stun).
-func (p *ProbeServer) Addrs() []netip.AddrPort { return nil }
+	mu        sync.Mutex // guards what follows
+	announced map[bool][]netip.Addr
+	looked    time.Time
+}
 
-// Conns returns the sockets of the first port, without the Binding Requests that
-// arrive there: for TURNConfig.Conns.
-func (p *ProbeServer) Conns() []net.PacketConn { return nil }
+// maxVerified bounds the signatures that are verified in a second: a fifth of a
+// core. A request over it is lost, and sent again.
+const maxVerified = 4000
+
+// announcedFor is how long the list of the machine's addresses is used.
+const announcedFor = 10 * time.Second
 
 // ProbeStats describes the server since its start.
 type ProbeStats struct {
-	Answered  uint64 // requests that were answered
+	Answered  uint64 // requests that were answered with an address
 	Proofs    uint64 // addresses proven, each packet once
 	Replayed  uint64 // signed requests that proved nothing: seen before, or off the clock
 	Refused   uint64 // requests with a wrong signature or asking for what is not given
 	Flood     uint64 // requests of a source, or in all, that are too many
-	Malformed uint64 // datagrams that are no Binding Request
+	Malformed uint64 // datagrams to the second port that are no Binding Request
+}
+
+type probeCounters struct {
+	answered, proofs, replayed, refused, flood, malformed atomic.Uint64
+}
+
+// StartProbes opens the sockets and answers until Close.
+func StartProbes(cfg ProbeServerConfig) (*ProbeServer, error) {
+	cfg.Addrs = slices.Clone(cfg.Addrs)
+	for i, a := range cfg.Addrs {
+		cfg.Addrs[i] = a.Unmap()
+	}
+	p := &ProbeServer{
+		cfg:       cfg,
+		log:       cfg.Log,
+		checks:    rate.NewLimiter(maxVerified, maxVerified),
+		announced: make(map[bool][]netip.Addr),
+	}
+	if err := p.open(); err != nil {
+		return nil, fmt.Errorf("probes: %w", err)
+	}
+	for i, sockets := range p.sockets {
+		for _, s := range sockets {
+			if i == 1 || !cfg.Shared {
+				p.readers.Go(s.run)
+			}
+		}
+	}
+	return p, nil
+}
+
+// Addrs returns the addresses to announce to nodes, as this machine knows them:
+// each address with both ports. The coordinator of a machine behind a
+// one-to-one NAT must announce the public addresses in their place. Addresses
+// of a wildcard are looked up anew every now and then.
+func (p *ProbeServer) Addrs() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, v6 := range []bool{false, true} {
+		for _, addr := range p.addrs(v6) {
+			for i := range p.sockets {
+				if s := p.at(i, addr); s != nil {
+					out = append(out, netip.AddrPortFrom(addr, s.local.Port()))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// addrs returns the addresses of one family, without their ports.
+func (p *ProbeServer) addrs(v6 bool) []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); now.Sub(p.looked) > announcedFor {
+		clear(p.announced)
+		p.looked = now
+	}
+	if got, ok := p.announced[v6]; ok {
+		return got
+	}
+	var out []netip.Addr
+	wildcard := len(p.cfg.Addrs) == 0
+	for _, a := range p.cfg.Addrs {
+		switch {
+		case a.Is6() != v6:
+		case a.IsUnspecified():
+			wildcard = true
+		case !slices.Contains(out, a):
+			out = append(out, a)
+		}
+	}
+	if wildcard {
+		for _, a := range announceableAddrs(v6) {
+			if !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	p.announced[v6] = out
+	return out
+}
+
+// Conns returns the sockets of the first port, without the Binding Requests that
+// arrive there: for TURNConfig.Conns. Who gets them reads and closes them.
+func (p *ProbeServer) Conns() []net.PacketConn {
+	out := make([]net.PacketConn, 0, len(p.sockets[0]))
+	for _, s := range p.sockets[0] {
+		out = append(out, s)
+	}
+	return out
 }
 
 // Stats returns the counters of the server.
-func (p *ProbeServer) Stats() ProbeStats { return ProbeStats{} }
+func (p *ProbeServer) Stats() ProbeStats {
+	c := &p.counters
+	return ProbeStats{
+		Answered:  c.answered.Load(),
+		Proofs:    c.proofs.Load(),
+		Replayed:  c.replayed.Load(),
+		Refused:   c.refused.Load(),
+		Flood:     c.flood.Load(),
+		Malformed: c.malformed.Load(),
+	}
+}
 
-// Close closes all sockets and waits for the goroutines that read them.
-func (p *ProbeServer) Close() error { return nil }
+// Close closes all sockets and waits for the goroutines that read them. Closing
+// twice is not an error.
+func (p *ProbeServer) Close() error {
+	var errs []error
+	for _, sockets := range p.sockets {
+		for _, s := range sockets {
+			if err := s.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	p.readers.Wait()
+	return errors.Join(errs...)
+}
+
+// serve answers one Binding Request, or does not.
+func (p *ProbeServer) serve(s *probeSocket, b []byte, from net.Addr, dst netip.Addr, now time.Time) {
+	if p.cfg.Tap != nil {
+		p.cfg.Tap(b)
+	}
+	src := addrPort(from)
+	if !p.requests.allow(src.Addr(), now) || hasSignature(b) && !p.checks.AllowN(now, 1) {
+		p.counters.flood.Add(1)
+		return
+	}
+	req, err := VerifyProbe(b, p.cfg.Coordinator, now)
+	if err != nil {
+		p.counters.refused.Add(1)
+		return
+	}
+	at := netip.AddrPortFrom(dst, s.local.Port())
+	trusted := p.trust(req, src, at, now)
+	from1, refused := p.answerFrom(req, trusted, s, dst)
+	if len(req.Unknown) > 0 || refused {
+		p.counters.refused.Add(1)
+		if refused {
+			req.Unknown = append(req.Unknown, stun.AttrChangeRequest.Value())
+		}
+		p.send(s, dst, refusal(req), len(b), from)
+		return
+	}
+	setters := []stun.Setter{
+		stun.NewTransactionIDSetter(req.Transaction), stun.BindingSuccess,
+		&stun.XORMappedAddress{IP: src.Addr().AsSlice(), Port: int(src.Port())},
+	}
+	if req.Signed {
+		setters = append(setters, mappedAs(stun.AttrResponseOrigin, from1.addr()))
+		if other := p.change(ChangeIP|ChangePort, s, dst); other.socket != nil {
+			setters = append(setters, mappedAs(stun.AttrOtherAddress, other.addr()))
+		}
+	}
+	m, err := stun.Build(append(setters, stun.Fingerprint)...)
+	if err != nil {
+		return // only when an address is none
+	}
+	if p.send(from1.socket, from1.src, m.Raw, len(b), from) {
+		p.counters.answered.Add(1)
+	}
+}
+
+// trust reports whether the request is from the node that signed it, and tells
+// of the address that it proves.
+func (p *ProbeServer) trust(req ProbeRequest, src, at netip.AddrPort, now time.Time) bool {
+	if !req.Signed {
+		return false
+	}
+	age := replayedProbe
+	if req.Fresh {
+		age = p.replays.see(req, src, at, now)
+	}
+	switch age {
+	case newProbe:
+		p.counters.proofs.Add(1)
+		if p.cfg.OnProof != nil {
+			p.cfg.OnProof(Proof{Node: req.Node, From: src, At: at})
+		}
+		return true
+	case repeatedProbe: // RFC 8489 §6.3: a retransmission gets the same answer
+		return true
+	default:
+		p.counters.replayed.Add(1)
+		return false
+	}
+}
+
+// origin is where an answer is sent from.
+type origin struct {
+	socket *probeSocket
+	src    netip.Addr
+}
+
+func (o origin) addr() netip.AddrPort { return netip.AddrPortFrom(o.src, o.socket.local.Port()) }
+
+// answerFrom picks where the answer is sent from. A change of address makes this
+// server send to somebody who may not have asked, so it is for signed requests;
+// the others, and those for which there is no other address, are refused as by
+// a server that does not know the attribute (RFC 5780 §6.1).
+func (p *ProbeServer) answerFrom(req ProbeRequest, trusted bool, s *probeSocket, dst netip.Addr) (from origin, refused bool) {
+	if req.Change == 0 {
+		return origin{s, dst}, false
+	}
+	if !trusted {
+		return origin{}, true
+	}
+	from = p.change(req.Change, s, dst)
+	return from, from.socket == nil
+}
+
+// change returns another address and port of the server, as asked, or none.
+func (p *ProbeServer) change(c Change, s *probeSocket, dst netip.Addr) origin {
+	port, addr := s.port, dst
+	if c&ChangePort != 0 {
+		port = 1 - port
+	}
+	if c&ChangeIP != 0 {
+		all := p.addrs(dst.Is6())
+		i := slices.Index(all, dst)
+		if i < 0 || len(all) < 2 {
+			return origin{}
+		}
+		addr = all[(i+1)%len(all)]
+	}
+	return origin{p.at(port, addr), addr}
+}
+
+// send writes an answer unless it is too long for its request.
+func (p *ProbeServer) send(s *probeSocket, src netip.Addr, answer []byte, request int, to net.Addr) bool {
+	if amplifies(len(answer), request) {
+		return false
+	}
+	return s.writeFrom(answer, src, to) == nil
+}
+
+// refusal is a 420 (Unknown Attribute), RFC 8489 §6.3.1.
+func refusal(req ProbeRequest) []byte {
+	m := stun.New()
+	m.TransactionID = req.Transaction
+	m.SetType(stun.BindingError)
+	m.WriteHeader()
+	m.Add(stun.AttrErrorCode, []byte{0, 0, 4, 20})
+	var unknown []byte
+	for _, a := range req.Unknown {
+		unknown = binary.BigEndian.AppendUint16(unknown, a)
+	}
+	m.Add(stun.AttrUnknownAttributes, unknown)
+	if err := stun.Fingerprint.AddTo(m); err != nil {
+		return nil
+	}
+	return m.Raw
+}
+
+// mappedAs writes an address as MAPPED-ADDRESS does (RFC 8489 §14.1), which
+// RFC 5780 §7 uses for its attributes.
+func mappedAs(t stun.AttrType, addr netip.AddrPort) stun.Setter {
+	return mappedAttr{t, addr}
+}
+
+type mappedAttr struct {
+	typ  stun.AttrType
+	addr netip.AddrPort
+}
+
+// AddTo adds the attribute to m.
+func (a mappedAttr) AddTo(m *stun.Message) error {
+	family := byte(1)
+	if a.addr.Addr().Is6() {
+		family = 2
+	}
+	v := binary.BigEndian.AppendUint16([]byte{0, family}, a.addr.Port())
+	m.Add(a.typ, append(v, a.addr.Addr().AsSlice()...))
+	return nil
+}
+
+// hasSignature reports whether a Binding Request has an attribute that would
+// have to be verified. It reads as far as b is well-formed.
+func hasSignature(b []byte) bool {
+	for b = b[min(len(b), stunHeader):]; len(b) >= 4; {
+		if stun.AttrType(binary.BigEndian.Uint16(b)) == attrSignature {
+			return true
+		}
+		n := 4 + (int(binary.BigEndian.Uint16(b[2:]))+3)&^3
+		b = b[min(n, len(b)):]
+	}
+	return false
+}

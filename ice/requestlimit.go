@@ -11,17 +11,22 @@ const (
 	// send in one window. An allocation takes two, a permission and a channel
 	// one each, so a household or a carrier's NAT stays far below.
 	requestsPerSource = 200
+	// requestsPerPrefix is the same for a whole /24 of IPv4 or /56 of IPv6: who
+	// forges sources to flood a network forges all of its addresses.
+	requestsPerPrefix = 600
 	requestWindow     = time.Second
 	maxRequestSources = 8192
 )
 
-// requestLimit keeps the TURN server from being a mirror: anybody can send a
-// request in another's name, and the answer is three times as long. What the
-// server never answers, ChannelData and indications, is not limited here.
+// requestLimit keeps the STUN and TURN servers from being a mirror: anybody can
+// send a request in another's name, and the answer may be three times as long.
+// What the servers never answer, ChannelData and indications, is not limited
+// here.
 type requestLimit struct {
-	mu     sync.Mutex // guards what follows
-	window time.Time  // the start of the current one
-	counts map[netip.Addr]int
+	mu       sync.Mutex // guards what follows
+	window   time.Time  // the start of the current one
+	counts   map[netip.Addr]int
+	prefixes map[netip.Addr]int // by the first address
 }
 
 // answered reports whether the server would answer the datagram: RFC 8489 §5,
@@ -33,15 +38,36 @@ func answered(b []byte) bool {
 // allow counts a request from addr. When there are more sources in one window
 // than are kept, new ones are refused: that is a flood of forged addresses.
 func (l *requestLimit) allow(addr netip.Addr, now time.Time) bool {
+	source, prefix := limitedAs(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.counts == nil || now.Sub(l.window) >= requestWindow {
-		l.window, l.counts = now, make(map[netip.Addr]int)
+		l.window = now
+		l.counts, l.prefixes = make(map[netip.Addr]int), make(map[netip.Addr]int)
 	}
-	n, known := l.counts[addr]
-	if n >= requestsPerSource || !known && len(l.counts) >= maxRequestSources {
+	n, known := l.counts[source]
+	if n >= requestsPerSource || l.prefixes[prefix] >= requestsPerPrefix || !known && len(l.counts) >= maxRequestSources {
 		return false
 	}
-	l.counts[addr] = n + 1
+	l.counts[source] = n + 1
+	l.prefixes[prefix]++
 	return true
+}
+
+// limitedAs returns what a source is counted as: IPv4 by address and /24, IPv6
+// by /64, of which one host has all addresses, and /56, which is a household.
+func limitedAs(addr netip.Addr) (source, prefix netip.Addr) {
+	addr = addr.Unmap().WithZone("")
+	if addr.Is4() {
+		return addr, firstOf(addr, 24)
+	}
+	return firstOf(addr, 64), firstOf(addr, 56)
+}
+
+func firstOf(addr netip.Addr, bits int) netip.Addr {
+	p, err := addr.Prefix(bits)
+	if err != nil { // no address at all
+		return addr
+	}
+	return p.Addr()
 }
