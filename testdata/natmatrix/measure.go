@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// measurement is what a cell showed: one line of the results file.
+type measurement struct {
+	Cell     cell           `json:"cell"`
+	Binary   string         `json:"binary"` // of mintai, the beginning of its SHA-256
+	N        int            `json:"n"`
+	RTT      float64        `json:"rtt_ms"`
+	Asked    int            `json:"asked"`
+	Failed   int            `json:"failed"`
+	Failure  string         `json:"failure,omitempty"` // the first
+	Kinds    map[string]int `json:"kinds,omitempty"`   // of paths
+	Codes    map[string]int `json:"codes,omitempty"`   // of reasons; "-": none was said
+	Reasons  map[string]int `json:"reasons,omitempty"` // in people's words
+	FirstMS  []float64      `json:"first_token_ms,omitempty"`
+	Round    int            `json:"round"`
+	Footer   string         `json:"footer,omitempty"`
+	Metrics  []tunnelCount  `json:"metrics,omitempty"`
+	Disagree []string       `json:"disagree,omitempty"` // what footer and metrics say otherwise
+	Faults   []string       `json:"faults,omitempty"`   // none: the cell holds
+	Took     float64        `json:"took_s"`
+}
+
+// maxRounds is how often the first token is measured when it is over its limit:
+// another load on the machine only ever adds to it.
+const maxRounds = 3
+
+// giveUp is how many asks fail before the rest of them is left out.
+const giveUp = 3
+
+// settings are for all cells of a run.
+type settings struct {
+	programs
+	binary string
+	n      int
+	rtt    time.Duration
+	settle time.Duration
+	limit  time.Duration // for a cell
+	logs   string        // folder in which cells leave theirs; empty: none does
+}
+
+// measure builds a cell's laboratory and asks. The error is for a run that was
+// interrupted; all else is a fault of the cell.
+func (s settings) measure(ctx context.Context, c cell, id string) (*measurement, error) {
+	begin := time.Now()
+	m := &measurement{Cell: c, Binary: s.binary, N: s.n, RTT: float64(s.rtt) / float64(time.Millisecond)}
+	limited, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	err := s.inLab(limited, c, id, m)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	e := expect(c)
+	m.Faults = e.faults(m)
+	if err != nil {
+		m.Faults = append([]string{err.Error()}, m.Faults...)
+	}
+	m.Took = time.Since(begin).Seconds()
+	return m, nil
+}
+
+func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) (err error) {
+	l := &lab{programs: s.programs, id: id, cell: c}
+	if s.logs != "" {
+		l.dir = filepath.Join(s.logs, c.String())
+		err = errors.Join(os.RemoveAll(l.dir), os.MkdirAll(l.dir, 0o700))
+	} else {
+		l.dir, err = os.MkdirTemp("", "natmatrix-"+id+"-")
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, l.down())
+		if s.logs == "" {
+			err = errors.Join(err, os.RemoveAll(l.dir))
+		}
+	}()
+	if err := l.build(ctx, s.rtt); err != nil {
+		return err
+	}
+	if err := l.coordinate(ctx); err != nil {
+		return err
+	}
+	if err := l.mine(ctx); err != nil {
+		return err
+	}
+	// The miner measures its network in the background, before anybody asks.
+	select {
+	case <-time.After(s.settle):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	asked := map[tunnelCount]int{} // by path and reason, in all rounds
+	for m.Round = 1; ; m.Round++ {
+		s.askAll(ctx, l, m, asked)
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("the cell took too long: %w", err)
+		}
+		if m.Failed > 0 || !m.over(expect(c)) || m.Round == maxRounds {
+			break
+		}
+	}
+	if m.Failed > 0 {
+		return nil
+	}
+	if err := s.askFooter(ctx, l, m, asked); err != nil {
+		return err
+	}
+	return s.fetchMetrics(ctx, l, m, asked)
+}
+
+// report is what matters of `mintai -mode client ask -json`.
+type report struct {
+	Path *struct {
+		Kind   string `json:"kind"`
+		Reason string `json:"reason"`
+		Code   string `json:"code"`
+	} `json:"path"`
+	TTFT  float64 `json:"ttft_ms"`
+	Error *struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	} `json:"error"`
+}
+
+// askAll is one round: it replaces what a former one measured, and what it
+// counted of paths it adds to asked.
+func (s settings) askAll(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) {
+	m.Asked, m.Failed, m.FirstMS = 0, 0, nil
+	m.Kinds, m.Codes, m.Reasons = map[string]int{}, map[string]int{}, map[string]int{}
+	for i := range s.n {
+		if ctx.Err() != nil || m.Failed == giveUp {
+			return
+		}
+		m.Asked++
+		r, err := s.ask(ctx, l, fmt.Sprintf("ask%d.%d", m.Round, i))
+		if err != nil {
+			m.Failed++
+			if m.Failure == "" {
+				m.Failure = err.Error()
+			}
+			continue
+		}
+		code := r.Path.Code
+		if code == "" {
+			code = "-"
+		}
+		m.Kinds[r.Path.Kind]++
+		m.Codes[code]++
+		m.Reasons[r.Path.Reason]++
+		m.FirstMS = append(m.FirstMS, r.TTFT)
+		asked[tunnelCount{Path: r.Path.Kind, Reason: r.Path.Code}]++
+	}
+}
+
+// ask is one client with an empty HOME.
+func (s settings) ask(ctx context.Context, l *lab, name string) (report, error) {
+	home := filepath.Join(l.dir, name)
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return report{}, err
+	}
+	defer os.RemoveAll(home)
+	var r report
+	out, problem, code, err := l.run(ctx, "a", home, l.mintai, "-mode", "client", "ask", "-json", "-join", l.link, "tell me")
+	switch {
+	case err != nil:
+		return r, fmt.Errorf("%w: %s", err, lastLine(problem))
+	case json.Unmarshal([]byte(out), &r) != nil:
+		return r, fmt.Errorf("exit code %d and no report: %s", code, lastLine(out+problem))
+	case code != 0 && r.Error != nil:
+		return r, fmt.Errorf("exit code %d, %s: %s", code, r.Error.Code, r.Error.Message)
+	case code != 0:
+		return r, fmt.Errorf("exit code %d: %s", code, lastLine(problem))
+	case r.Path == nil || r.TTFT <= 0:
+		return r, fmt.Errorf("no path or no first token in the report: %s", lastLine(out))
+	}
+	return r, nil
+}
+
+// askFooter asks once as people do, and compares the footer with the reports.
+func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) error {
+	home := filepath.Join(l.dir, "footer")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return err
+	}
+	// Not at a terminal -v is what asks for the footer.
+	_, problem, code, err := l.run(ctx, "a", home, l.mintai, "-mode", "client", "ask", "-v", "-join", l.link, "tell me")
+	if err != nil || code != 0 {
+		return fmt.Errorf("the ask for the footer: exit code %d: %v %s", code, err, lastLine(problem))
+	}
+	for line := range strings.Lines(problem) {
+		if strings.Contains(line, " on demo-box · ") {
+			m.Footer = strings.TrimSpace(line)
+		}
+	}
+	word := "direct"
+	if !expect(l.cell).direct {
+		word = "relay"
+	}
+	switch {
+	case m.Footer == "":
+		m.Disagree = append(m.Disagree, "no footer: "+lastLine(problem))
+	case !strings.Contains(m.Footer, "· "+word+" "):
+		m.Disagree = append(m.Disagree, fmt.Sprintf("the footer does not say %s: %s", word, m.Footer))
+	case !strings.Contains(m.Footer, "("):
+		m.Disagree = append(m.Disagree, "the footer gives no reason: "+m.Footer)
+	}
+	// Which path this one took, no report says: any that was seen will do.
+	asked[tunnelCount{}]++
+	return nil
+}
+
+func (m *measurement) rtt() time.Duration {
+	return time.Duration(m.RTT * float64(time.Millisecond))
+}
+
+// over reports whether the first token comes too late.
+func (m *measurement) over(e expectation) bool {
+	return len(m.FirstMS) > 0 && m.median() > float64(e.limit(m.rtt()))/float64(time.Millisecond)
+}
+
+// median, and what nine in ten stay below; 0 when nothing was measured.
+func (m *measurement) median() float64 {
+	s := slices.Sorted(slices.Values(m.FirstMS))
+	if len(s) == 0 {
+		return 0
+	}
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+func (m *measurement) p90() float64 {
+	s := slices.Sorted(slices.Values(m.FirstMS))
+	if len(s) == 0 {
+		return 0
+	}
+	return s[(9*len(s)+9)/10-1] // nearest rank
+}
+
+func (m *measurement) max() float64 {
+	if len(m.FirstMS) == 0 {
+		return 0
+	}
+	return slices.Max(m.FirstMS)
+}
+
+// commonest is the key seen most often, and how many others there are.
+func commonest(counts map[string]int) (key string, others int) {
+	for k, n := range counts {
+		if n > counts[key] || n == counts[key] && k < key {
+			key = k
+		}
+	}
+	return key, max(0, len(counts)-1)
+}

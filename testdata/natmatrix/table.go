@@ -1,0 +1,190 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// oneLine is a cell's result for who watches a run.
+func oneLine(m *measurement) string {
+	path, _ := commonest(m.Kinds)
+	code, _ := commonest(m.Codes)
+	line := fmt.Sprintf("%-28s %-9s %-20s %7.1f ms %5.2f R  %4.1f s", m.Cell, dash(path), dash(code), m.median(), m.median()/m.RTT, m.Took)
+	if m.Round > 1 {
+		line += fmt.Sprintf("  round %d", m.Round)
+	}
+	if len(m.Faults) > 0 {
+		line += "  FAILS: " + strings.Join(m.Faults, "; ")
+	}
+	return line
+}
+
+// document is docs/nat-matrix.md.
+func document(results []*measurement, s settings) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
+	totals(&b, results)
+	pairs, shared := map[[2]string]*measurement{}, []*measurement(nil)
+	for _, m := range results {
+		if len(m.Cell.Options) > 0 {
+			shared = append(shared, m)
+		} else {
+			pairs[[2]string{m.Cell.Client, m.Cell.Miner}] = m
+		}
+	}
+	grid(&b, pairs)
+	if len(shared) > 0 {
+		b.WriteString("\n## Networks that share something\n\n")
+		rows(&b, shared)
+	}
+	if len(pairs) > 0 {
+		b.WriteString("\n## Every pair\n\n")
+		var all []*measurement
+		for _, m := range results {
+			if len(m.Cell.Options) == 0 {
+				all = append(all, m)
+			}
+		}
+		rows(&b, all)
+	}
+	return b.String()
+}
+
+const header = `# Every network with every network
+
+Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each cell a NAT laboratory of its own (` + "`testdata/natlab`" + `: real network namespaces, kinds of NAT and firewall that its own ` + "`check`" + ` verifies), a coordinator on a public machine, a miner behind one network, and fresh clients with an empty HOME behind the other, one after the other. The model needs no time to think. R, the round trip between any two of the three sites, is %d ms; %d clients a cell.
+
+    go run ./testdata/natmatrix -o docs/nat-matrix.md            # the whole of it; root on Linux, iproute2, nftables, miniupnpd
+    go run ./testdata/natmatrix -subset -n 3                     # a representative part
+    go run ./testdata/natmatrix -cell a=sym,b=eim-apdf -n 20     # one cell: a is the client's side, b the miner's
+
+` + "`-resume FILE`" + ` lets an interrupted run go on, ` + "`-logs DIR`" + ` keeps what every process said.
+
+A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where a plain punch connects at once, %d R where it needs a second round (a NAT that maps per destination, towards a filter that looks at addresses), %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, since another load on the machine only ever adds; the tables say so.
+`
+
+func totals(b *strings.Builder, results []*measurement) {
+	asks, failed, directs, relays, bad := 0, 0, 0, 0, 0
+	codes := map[string]int{}
+	for _, m := range results {
+		asks, failed = asks+m.Asked, failed+m.Failed
+		if path, _ := commonest(m.Kinds); isRelay(path) {
+			relays++
+		} else if path != "" {
+			directs++
+		}
+		if len(m.Faults) > 0 {
+			bad++
+		}
+		if code, _ := commonest(m.Codes); code != "" {
+			codes[code]++
+		}
+	}
+	fmt.Fprintf(b, "\n%d cells: %d direct, %d relayed; %d of %d asks answered; **%d cells fail**.\n", len(results), directs, relays, asks-failed, asks, bad)
+	if len(codes) == 0 {
+		return
+	}
+	b.WriteString("\n| reason | cells |\n| --- | ---: |\n")
+	names := make([]string, 0, len(codes))
+	for code := range codes {
+		names = append(names, code)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		return cmp.Or(cmp.Compare(codes[y], codes[x]), cmp.Compare(x, y))
+	})
+	for _, code := range names {
+		fmt.Fprintf(b, "| %s | %d |\n", code, codes[code])
+	}
+}
+
+// grid is the overview: a row for each kind of the client, a column for each of
+// the miner.
+func grid(b *strings.Builder, pairs map[[2]string]*measurement) {
+	if len(pairs) == 0 {
+		return
+	}
+	var clients, miners []string
+	for _, name := range kindNames() {
+		for pair := range pairs {
+			if pair[0] == name && !slices.Contains(clients, name) {
+				clients = append(clients, name)
+			}
+			if pair[1] == name && !slices.Contains(miners, name) {
+				miners = append(miners, name)
+			}
+		}
+	}
+	b.WriteString("\n## Overview\n\nRows: the client's network; columns: the miner's. D direct, R relayed, and the median of the first token in R. A cell that fails is **bold** with an exclamation mark.\n\n| client \\ miner |")
+	for _, name := range miners {
+		fmt.Fprintf(b, " %s |", name)
+	}
+	b.WriteString("\n| --- |" + strings.Repeat(" --- |", len(miners)) + "\n")
+	for _, client := range clients {
+		fmt.Fprintf(b, "| **%s** |", client)
+		for _, miner := range miners {
+			fmt.Fprintf(b, " %s |", square1(pairs[[2]string{client, miner}]))
+		}
+		b.WriteByte('\n')
+	}
+}
+
+// square1 is one square of the overview.
+func square1(m *measurement) string {
+	if m == nil {
+		return ""
+	}
+	text := "–"
+	if path, _ := commonest(m.Kinds); path != "" {
+		letter := "D"
+		if isRelay(path) {
+			letter = "R"
+		}
+		text = fmt.Sprintf("%s %.1f", letter, m.median()/m.RTT)
+	}
+	if len(m.Faults) > 0 {
+		text = "**" + text + " !**"
+	}
+	return text
+}
+
+// rows is the list with all figures.
+func rows(b *strings.Builder, results []*measurement) {
+	b.WriteString("| cell | answered | path | reason | median ms | p90 | max | median R | limit R | |\n| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |\n")
+	for _, m := range results {
+		var notes []string
+		if m.Round > 1 {
+			notes = append(notes, fmt.Sprintf("round %d", m.Round))
+		}
+		for _, fault := range m.Faults {
+			notes = append(notes, "**"+escape(fault)+"**")
+		}
+		fmt.Fprintf(b, "| `%s` | %d/%d | %s | %s | %.0f | %.0f | %.0f | %.1f | %.1f | %s |\n", m.Cell, m.Asked-m.Failed, m.N,
+			escape(counted(m.Kinds)), escape(counted(m.Codes)), m.median(), m.p90(), m.max(), m.median()/m.RTT,
+			float64(expect(m.Cell).limit(m.rtt()))/float64(m.rtt()), strings.Join(notes, "; "))
+	}
+}
+
+// counted lists what was seen, the commonest first, with counts where there is
+// more than one.
+func counted(counts map[string]int) string {
+	names := make([]string, 0, len(counts))
+	for name := range counts {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		return cmp.Or(cmp.Compare(counts[y], counts[x]), cmp.Compare(x, y))
+	})
+	for i, name := range names {
+		if len(names) > 1 {
+			names[i] = fmt.Sprintf("%s (%d)", name, counts[name])
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// escape keeps words from breaking a Markdown table.
+func escape(s string) string {
+	return strings.NewReplacer("|", `\|`, "\n", " ", "*", `\*`).Replace(s)
+}
