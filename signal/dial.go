@@ -49,36 +49,155 @@ func resolve(ctx context.Context, addrs []string) ([]target, error) {
 	return targets, nil
 }
 
-// dial races the coordinator's addresses, the one that answered last first, and
-// returns the first connection whose handshake completes (RFC 8305 §5). Only the
-// first address is tried in 0-RTT.
-func (n *Node) dial(ctx context.Context) (*link, error) {
+// dialing is a race in a goroutine of its own. Whoever holds it takes its result
+// or drops it.
+type dialing struct {
+	cancel context.CancelFunc
+	result chan dialed // cap 1
+}
+
+type dialed struct {
+	link *link // nil with err
+	err  error
+}
+
+func (n *Node) start(ctx context.Context, dial func(context.Context, bool) (*link, error), early bool) *dialing {
+	ctx, cancel := context.WithCancel(ctx)
+	d := &dialing{cancel, make(chan dialed, 1)}
+	n.dials.Go(func() {
+		defer cancel()
+		l, err := dial(ctx, early)
+		d.result <- dialed{l, err}
+	})
+	return d
+}
+
+// dropDial ends a race whose result nobody needs, without waiting.
+func (n *Node) dropDial(d *dialing) {
+	d.cancel()
+	n.dials.Go(func() {
+		if r := <-d.result; r.link != nil {
+			n.discard(r.link, CloseLostRace)
+		}
+	})
+}
+
+// dial connects over UDP, and over TLS when no handshake over UDP has completed
+// after its head start. The first complete handshake wins. When that is the one
+// over TLS, the race over UDP goes on and is returned too; nil: it has failed.
+func (n *Node) dial(ctx context.Context) (*link, *dialing, error) {
+	n.mu.Lock()
+	blocked := n.blocked
+	n.trouble = nil
+	n.mu.Unlock()
+	udp := n.start(ctx, n.dialUDP, !blocked)
+	if n.cfg.Fallback == nil || len(n.cfg.TLSAddrs) == 0 {
+		r := <-udp.result
+		return r.link, nil, r.err
+	}
+	headStart := n.cfg.Deadlines.Fallback
+	if blocked { // the last time, so that nothing is to be expected of UDP
+		headStart = 0
+	}
+	timer := time.NewTimer(headStart)
+	defer timer.Stop()
+	var overTLS *dialing
+	var overTLSResult chan dialed // nil until it starts
+	begin := func() {
+		if overTLS == nil {
+			overTLS = n.start(ctx, n.dialTLS, blocked)
+			overTLSResult = overTLS.result
+		}
+	}
+	udpResult := udp.result
+	var errs [2]error
+	for errs[0] == nil || errs[1] == nil {
+		select {
+		case r := <-udpResult:
+			if r.err == nil {
+				if overTLS != nil && errs[1] == nil {
+					n.dropDial(overTLS)
+				}
+				return r.link, nil, nil
+			}
+			errs[0], udpResult = r.err, nil
+			begin()
+		case <-timer.C:
+			begin()
+		case r := <-overTLSResult:
+			if r.err != nil {
+				errs[1], overTLSResult = r.err, nil
+				continue
+			}
+			if errs[0] != nil {
+				udp = nil
+			}
+			return r.link, udp, nil
+		}
+	}
+	return nil, nil, &dialError{errs[:]}
+}
+
+// dialUDP races the coordinator's addresses. Only the first is tried in 0-RTT.
+func (n *Node) dialUDP(ctx context.Context, early bool) (*link, error) {
 	lookup, done := context.WithTimeout(ctx, n.cfg.Deadlines.Dial)
 	targets, err := resolve(lookup, n.cfg.Addrs)
 	done()
 	if err != nil {
-		return nil, fmt.Errorf("looking the coordinator up: %w", err)
+		err = fmt.Errorf("looking the coordinator up: %w", err)
+		n.note(ctx, err)
+		return nil, err
 	}
-	n.mu.Lock()
-	targets = order(targets, n.preferred)
-	n.mu.Unlock()
+	var attempts []attempt
+	for _, t := range targets {
+		w := way{addr: t.addr, trusted: t.addr, remote: net.UDPAddrFromAddrPort(t.remote), transport: n.cfg.Transport}
+		attempts = append(attempts, attempt{t.remote.String(), func(ctx context.Context, early bool) (*link, error) {
+			return n.handshake(ctx, w, early)
+		}})
+	}
+	return n.race(ctx, attempts, &n.preferred, early)
+}
 
+// dialTLS races the ways over TLS.
+func (n *Node) dialTLS(ctx context.Context, early bool) (*link, error) {
+	var attempts []attempt
+	for _, addr := range n.cfg.TLSAddrs {
+		attempts = append(attempts, attempt{addr + " over TLS", func(ctx context.Context, early bool) (*link, error) {
+			return n.dialOverTLS(ctx, addr, early)
+		}})
+	}
+	return n.race(ctx, attempts, &n.preferredTLS, early)
+}
+
+// attempt is one entrant of a race.
+type attempt struct {
+	name string // in errors, and to remember the winner
+	dial func(ctx context.Context, early bool) (*link, error)
+}
+
+// race makes the attempts, the one that succeeded last first, each when the one
+// before has failed or had its head start, and returns the first link (RFC 8305
+// §5). Only the first attempt may be early. winner is guarded by Node.mu.
+func (n *Node) race(ctx context.Context, attempts []attempt, winner *string, early bool) (*link, error) {
+	n.mu.Lock()
+	preferFirst(attempts, *winner)
+	n.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type result struct {
-		link   *link
-		target target
-		err    error
+		link    *link
+		attempt attempt
+		err     error
 	}
-	results := make(chan result, len(targets))
+	results := make(chan result, len(attempts))
 	var wg sync.WaitGroup
 	started := 0
 	start := func() {
-		t, early := targets[started], started == 0
+		a, early := attempts[started], early && started == 0
 		started++
 		wg.Go(func() {
-			l, err := n.dialOne(ctx, t, early)
-			results <- result{l, t, err}
+			l, err := a.dial(ctx, early)
+			results <- result{l, a, err}
 		})
 	}
 	start()
@@ -92,21 +211,23 @@ func (n *Node) dial(ctx context.Context) (*link, error) {
 			ended++
 			switch {
 			case r.err != nil:
-				errs = append(errs, fmt.Errorf("%s: %w", r.target.remote, plain(r.err)))
+				err := fmt.Errorf("%s: %w", r.attempt.name, plain(r.err))
+				errs = append(errs, err)
+				n.note(ctx, err)
 			case won == nil:
 				won = r.link
 				n.mu.Lock()
-				n.preferred = r.target.remote.String()
+				*winner = r.attempt.name
 				n.mu.Unlock()
 				cancel()
 			default:
 				n.discard(r.link, CloseLostRace)
 			}
-			if r.err != nil && won == nil && ctx.Err() == nil && started < len(targets) {
+			if r.err != nil && won == nil && ctx.Err() == nil && started < len(attempts) {
 				start()
 			}
 		case <-stagger.C:
-			if won == nil && started < len(targets) {
+			if won == nil && started < len(attempts) {
 				start()
 			}
 		}
@@ -116,6 +237,32 @@ func (n *Node) dial(ctx context.Context) (*link, error) {
 		return nil, &dialError{errs}
 	}
 	return won, nil
+}
+
+// maxTrouble is how many failed attempts are remembered.
+const maxTrouble = 16
+
+// note remembers why one attempt failed, for those who cannot wait until all
+// have failed.
+func (n *Node) note(ctx context.Context, err error) {
+	if ctx.Err() != nil { // it was cancelled
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.status.Connected && len(n.trouble) < maxTrouble {
+		n.trouble = append(n.trouble, err)
+	}
+}
+
+// whyNot is the newest known reason for having no connection; nil: none yet.
+func (n *Node) whyNot() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.status.Err == nil && len(n.trouble) > 0 {
+		return &dialError{n.trouble}
+	}
+	return n.status.Err
 }
 
 // dialError holds why each address failed. Unlike errors.Join it takes one line.
@@ -141,14 +288,13 @@ func plain(err error) error {
 	return err
 }
 
-// order moves the preferred address to the front.
-func order(targets []target, preferred string) []target {
-	for i, t := range targets {
-		if t.remote.String() == preferred {
-			copy(targets[1:i+1], targets[:i])
-			targets[0] = t
+// preferFirst moves the attempt that won a race before to the front.
+func preferFirst(attempts []attempt, winner string) {
+	for i, a := range attempts {
+		if a.name == winner {
+			copy(attempts[1:i+1], attempts[:i])
+			attempts[0] = a
 			break
 		}
 	}
-	return targets
 }

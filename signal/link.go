@@ -2,10 +2,8 @@ package signal
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -22,12 +20,14 @@ var ErrUntrusted = errors.New("coordinator not trusted")
 
 // link is one connection to the coordinator.
 type link struct {
-	addr        string // as configured
+	addr        string   // as configured
+	carrier     *carrier // of a link over TLS; nil: UDP
 	conn        *quic.Conn
 	stream      *quic.Stream
 	out         *outbox
 	coordinator identity.NodeID
-	complete    bool // guarded by Node.mu: the handshake is over, everything may be sent
+	welcome     *signalpb.Welcome // set with the link's publication
+	complete    bool              // guarded by Node.mu: the handshake is over, everything may be sent
 	reason      atomic.Pointer[CloseError]
 }
 
@@ -39,154 +39,53 @@ func (l *link) abort(code CloseCode, err error) {
 	}
 }
 
-// connect makes a connection and serves it until it ends. welcomed reports
-// whether the coordinator admitted this node.
+// connect makes a connection and serves it until it ends, and after a
+// connection over TLS the one over UDP that follows it. welcomed reports whether
+// the coordinator admitted this node.
 func (n *Node) connect(ctx context.Context) (welcomed bool, err error) {
-	l, err := n.dial(ctx)
+	l, udp, err := n.dial(ctx)
 	if err != nil {
 		return false, err
 	}
-	return n.serve(ctx, l)
-}
-
-func (n *Node) quicConfig() *quic.Config {
-	return &quic.Config{
-		HandshakeIdleTimeout:           n.cfg.Deadlines.Dial,
-		MaxIdleTimeout:                 idleTimeout,
-		KeepAlivePeriod:                keepAlive,
-		InitialStreamReceiveWindow:     4 * MaxMessage,
-		MaxStreamReceiveWindow:         4 * MaxMessage,
-		InitialConnectionReceiveWindow: 4 * MaxMessage,
-		MaxConnectionReceiveWindow:     4 * MaxMessage,
-		MaxIncomingStreams:             -1,
-		MaxIncomingUniStreams:          -1,
-		InitialPacketSize:              1200,
-		DisablePathMTUDiscovery:        true, // small messages need no probes
-		TokenStore:                     n.tokens,
+	if l.carrier == nil {
+		return n.serve(ctx, l, nil)
 	}
-}
-
-// dialOne connects to one address and returns when the handshake is complete
-// and the coordinator is the right one. With early and a ticket, the Hello and
-// the waiting MatchRequests have been sent by then.
-func (n *Node) dialOne(ctx context.Context, t target, early bool) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.Deadlines.Dial)
-	defer cancel()
-	n.mu.Lock()
-	expected := n.learned
-	n.mu.Unlock()
-	var verifyErr error // quic-go tells the alert, not the reason
-	tlsConf, err := n.cfg.Key.ClientTLS(ALPN, n.cfg.Coordinator, nil)
-	if err != nil {
-		return nil, err
+	m := n.startMove(ctx, l, udp)
+	welcomed, err = n.serve(ctx, l, m)
+	if next := m.finish(err); next != nil {
+		return n.serve(ctx, next, nil)
 	}
-	verify := tlsConf.VerifyConnection
-	tlsConf.VerifyConnection = func(cs tls.ConnectionState) error {
-		verifyErr = verify(cs)
-		return verifyErr
-	}
-	opened := func() {}
-	cache := n.tickets.of(expected)
-	tlsConf.ClientSessionCache = cache
-	dial, quicConf := n.cfg.Transport.Dial, n.quicConfig()
-	if early && n.tickets.has(expected) {
-		gate := newEarlyGate()
-		defer gate.open()
-		dial, quicConf.Tracer = n.cfg.Transport.DialEarly, gate.tracer
-		opened = gate.open
-	}
-	conn, err := dial(ctx, net.UDPAddrFromAddrPort(t.remote), tlsConf, quicConf)
-	if err != nil {
-		if verifyErr != nil {
-			err = verifyErr
-		}
-		return nil, err
-	}
-	l := &link{addr: t.addr, conn: conn, coordinator: expected}
-	if handshaking(conn) {
-		if err := n.greetEarly(ctx, l, opened); err != nil {
-			n.discard(l, CloseDone)
-			if verifyErr != nil {
-				err = verifyErr
-			}
-			return nil, err
-		}
-	}
-	if err := n.identify(l, t, cache); err != nil {
-		n.discard(l, CloseDone)
-		return nil, err
-	}
-	return l, nil
-}
-
-func handshaking(conn *quic.Conn) bool {
-	select {
-	case <-conn.HandshakeComplete():
-		return false
-	default:
-		return true
-	}
-}
-
-// greetEarly sends the first flight in 0-RTT and waits for the handshake. When
-// the coordinator rejects the early data, l is left without a stream, as if
-// nothing had been sent.
-func (n *Node) greetEarly(ctx context.Context, l *link, opened func()) error {
-	err := n.greet(l, false)
-	opened()
-	if err != nil {
-		return err
-	}
-	select {
-	case <-l.conn.HandshakeComplete():
-	case <-l.conn.Context().Done():
-		return context.Cause(l.conn.Context()) //nolint:contextcheck // why the connection ended
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if l.conn.ConnectionState().Used0RTT {
-		return nil
-	}
-	n.detach(l)
-	l.out.shut()
-	l.stream, l.out = nil, nil
-	l.reason.Store(nil)
-	_, err = l.conn.NextConnection(ctx)
-	return err
-}
-
-// identify checks who answered, and names the ticket's owner.
-func (n *Node) identify(l *link, t target, cache *ticketCache) error {
-	id, err := identity.PeerID(l.conn.ConnectionState().TLS)
-	if err != nil {
-		return err
-	}
-	if n.cfg.Coordinator.IsZero() && n.cfg.Trust != nil {
-		if err := n.cfg.Trust(t.addr, id); err != nil {
-			return fmt.Errorf("%w: %w", ErrUntrusted, err)
-		}
-	}
-	l.coordinator = id
-	cache.bind(id)
-	return nil
+	return welcomed, err
 }
 
 // greet opens the stream and sends the Hello with the waiting requests, in one
-// flight. When complete is false only what may be sent in 0-RTT goes.
+// flight. When complete is false only what may be sent in 0-RTT goes, and no
+// requests if another link has them.
 func (n *Node) greet(l *link, complete bool) error {
-	stream, err := l.conn.OpenStream()
+	hello, err := n.open(l)
 	if err != nil {
 		return err
 	}
-	l.stream = stream
-	l.out = newOutbox(stream, func(err error) { l.abort(CloseDone, err) })
-	hello := n.cfg.Hello(l.coordinator)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !complete && n.link != nil {
+		return l.out.send(hello)
+	}
 	l.complete = complete
 	n.link = l
-	n.flushLocked(l, &signalpb.Envelope{Message: &signalpb.Envelope_Hello{Hello: hello}})
+	n.flushLocked(l, hello)
 	return nil
+}
+
+// open opens l's stream and returns the Hello that must be sent first.
+func (n *Node) open(l *link) (*signalpb.Envelope, error) {
+	stream, err := l.conn.OpenStream()
+	if err != nil {
+		return nil, err
+	}
+	l.stream = stream
+	l.out = newOutbox(stream, func(err error) { l.abort(CloseDone, err) })
+	return &signalpb.Envelope{Message: &signalpb.Envelope_Hello{Hello: n.cfg.Hello(l.coordinator)}}, nil
 }
 
 // detach makes l unknown; what was sent on it is to be sent again.
@@ -206,36 +105,30 @@ func (n *Node) detach(l *link) {
 // discard closes a link that is not used.
 func (n *Node) discard(l *link, code CloseCode) {
 	n.detach(l)
+	l.close(code)
+}
+
+// close ends the connection and frees what it holds.
+func (l *link) close(code CloseCode) {
+	if reason := l.reason.Load(); reason != nil {
+		code = reason.Code
+	}
 	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), "")
 	if l.out != nil {
 		l.out.shut()
 	}
+	l.carrier.close()
 }
 
-// serve greets, if that has not happened early, and reads until the connection
-// or ctx ends.
-func (n *Node) serve(ctx context.Context, l *link) (welcomed bool, err error) {
+// serve greets, if that has not happened, and reads until the connection or ctx
+// ends. When m prepares another link, serve returns once that is decided.
+func (n *Node) serve(ctx context.Context, l *link, m *move) (welcomed bool, err error) {
 	defer func() {
 		n.detach(l)
-		code := CloseDone
-		if reason := l.reason.Load(); reason != nil {
-			code = reason.Code
-		}
-		_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), "")
-		if l.out != nil {
-			l.out.shut()
-		}
+		l.close(CloseDone)
 	}()
-	if l.stream == nil {
-		if err := n.greet(l, true); err != nil {
-			return false, err
-		}
-	} else {
-		n.mu.Lock()
-		l.complete = true
-		n.link = l
-		n.flushLocked(l)
-		n.mu.Unlock()
+	if err := n.begin(l); err != nil {
+		return false, err
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -243,17 +136,36 @@ func (n *Node) serve(ctx context.Context, l *link) (welcomed bool, err error) {
 	defer close(ended)
 	wg.Go(func() { n.leave(ctx, l, ended) })
 
-	welcome, err := n.welcome(l)
-	if err != nil {
-		return false, err
+	if l.welcome == nil {
+		if err := n.beWelcomed(l); err != nil {
+			return false, err
+		}
 	}
-	n.cfg.Handler.Connected(welcome)
+	n.cfg.Handler.Connected(l.welcome)
 	err = n.read(l)
 	n.mu.Lock()
-	n.status.Connected = false
+	if n.link == l {
+		n.status.Connected = false
+	}
 	n.mu.Unlock()
+	if m.finish(err) != nil {
+		err = ErrMoved
+	}
 	n.cfg.Handler.Disconnected(err)
 	return true, err
+}
+
+// begin makes l the link on which everything is sent.
+func (n *Node) begin(l *link) error {
+	if l.stream == nil {
+		return n.greet(l, true)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l.complete = true
+	n.link = l
+	n.flushLocked(l)
+	return nil
 }
 
 // leave ends the link when ctx does. It says so in a message and waits, at most
@@ -276,9 +188,27 @@ func (n *Node) leave(ctx context.Context, l *link, ended <-chan struct{}) {
 	l.abort(CloseDone, context.Cause(ctx))
 }
 
-// welcome reads the first message and publishes the connection.
-func (n *Node) welcome(l *link) (*signalpb.Welcome, error) {
-	_ = l.stream.SetReadDeadline(time.Now().Add(n.cfg.Deadlines.Welcome))
+// beWelcomed reads the first message and publishes the connection.
+func (n *Node) beWelcomed(l *link) error {
+	w, err := l.readWelcome(n.cfg.Deadlines.Welcome)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if reason := l.reason.Load(); reason != nil { // perhaps another link follows already
+		return reason
+	}
+	n.publishLocked(l, w)
+	return nil
+}
+
+// readWelcome reads the first message.
+func (l *link) readWelcome(within time.Duration) (*signalpb.Welcome, error) {
+	_ = l.stream.SetReadDeadline(time.Now().Add(within))
+	if reason := l.reason.Load(); reason != nil { // its deadline was just replaced
+		return nil, reason
+	}
 	env, err := l.read()
 	if err != nil {
 		return nil, err
@@ -292,20 +222,29 @@ func (n *Node) welcome(l *link) (*signalpb.Welcome, error) {
 	if reason := l.reason.Load(); reason != nil {
 		return nil, reason
 	}
+	return w, nil
+}
+
+// publishLocked makes l the connection that Status shows.
+func (n *Node) publishLocked(l *link, w *signalpb.Welcome) {
 	var observed netip.AddrPort
 	if w.GetObserved() != nil {
 		observed, _ = AddrPort(w.GetObserved()) // validated
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	var stun []netip.AddrPort
+	for _, a := range w.GetStun() {
+		at, _ := AddrPort(a) // validated
+		stun = append(stun, at)
+	}
+	l.welcome = w
 	n.learned = l.coordinator
+	n.blocked = l.carrier != nil
 	n.status = Status{
-		Connected: true, Since: time.Now(), Addr: l.addr, Remote: addrPortOf(l.conn.RemoteAddr()),
-		Coordinator: l.coordinator, Observed: observed, AdmittedAs: w.GetAdmittedAs(),
+		Connected: true, Since: time.Now(), Addr: l.addr, Remote: addrPortOf(l.conn.RemoteAddr()), OverTLS: l.carrier != nil,
+		Coordinator: l.coordinator, Observed: observed, Stun: stun, AdmittedAs: w.GetAdmittedAs(),
 		Used0RTT: l.conn.ConnectionState().Used0RTT,
 	}
 	n.changedLocked()
-	return w, nil
 }
 
 // read delivers messages until the connection ends.

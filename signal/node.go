@@ -119,13 +119,19 @@ type Node struct {
 	tokens  quic.TokenStore
 	wake    chan struct{} // cap 1: a request waits for a connection
 
-	mu        sync.Mutex // guards all below
-	status    Status
-	link      *link // handshaking in 0-RTT, or complete; nil: none
-	requests  map[[nonceSize]byte]*request
-	changed   chan struct{}   // closed and replaced when status changes
-	learned   identity.NodeID // the coordinator, once known
-	preferred string          // the target that answered last
+	mu       sync.Mutex // guards all below
+	status   Status
+	link     *link // handshaking in 0-RTT, or complete; nil: none
+	requests map[[nonceSize]byte]*request
+	past     history         // of answered requests
+	changed  chan struct{}   // closed and replaced when status changes
+	learned  identity.NodeID // the coordinator, once known
+	blocked  bool            // the last connection was over TLS
+	trouble  []error         // of the dialing under way: what failed so far
+
+	preferred, preferredTLS string // the attempts that succeeded last
+
+	dials sync.WaitGroup // races; Run waits for them
 }
 
 // NewNode makes a Node. It does nothing until Run.
@@ -158,6 +164,7 @@ func (noHandler) Message(*signalpb.Envelope)  {}
 // When the coordinator refuses this node for good, Run goes on trying slowly:
 // see Status and WaitConnected.
 func (n *Node) Run(ctx context.Context) error {
+	defer n.dials.Wait()
 	for failures := 0; ; failures++ {
 		start := time.Now()
 		welcomed, err := n.connect(ctx)

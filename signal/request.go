@@ -27,15 +27,19 @@ var ErrNotConnected = errors.New("not connected to the coordinator")
 
 // UnreachableError says that the coordinator could not be asked in time.
 type UnreachableError struct {
-	Addrs []string // where it was looked for
-	Err   error    // the newest failure; nil: no answer at all
+	Addrs    []string // where it was looked for over UDP
+	TLSAddrs []string // and over TLS
+	Err      error    // the newest failure; nil: no answer at all
 }
 
-// Error names the address and the failure.
+// Error names the addresses and the failure.
 func (e *UnreachableError) Error() string {
 	s := "cannot reach the coordinator"
 	if len(e.Addrs) > 0 {
 		s += " at " + e.Addrs[0]
+	}
+	if len(e.TLSAddrs) > 0 {
+		s += " over UDP, nor at " + e.TLSAddrs[0] + " over TLS"
 	}
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
@@ -83,9 +87,11 @@ type request struct {
 	answers chan Update
 
 	// Guarded by Node.mu.
-	sentOn *link
-	heard  uint64 // packets received on sentOn when it was sent
-	done   bool   // the first answer is there: not to be sent again
+	sentOn  *link
+	sentAt  time.Time // on sentOn
+	heard   uint64    // packets received on sentOn when it was sent
+	done    bool      // the first answer is there
+	attempt uint32    // the highest of the grants that came
 }
 
 // Match asks for a miner and returns the first answer. It may be called before
@@ -151,7 +157,11 @@ func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
 				return Update{}, err
 			}
-			return Update{}, &UnreachableError{Addrs: n.cfg.Addrs, Err: n.Status().Err}
+			unreachable := &UnreachableError{Addrs: n.cfg.Addrs, Err: n.whyNot()}
+			if n.cfg.Fallback != nil {
+				unreachable.TLSAddrs = n.cfg.TLSAddrs
+			}
+			return Update{}, unreachable
 		}
 	}
 }
@@ -184,6 +194,9 @@ func (n *Node) drop(r *request) {
 	defer n.mu.Unlock()
 	if n.requests[r.nonce] == r {
 		delete(n.requests, r.nonce)
+		if r.attempt > 0 {
+			n.past.note(r.nonce, r.attempt)
+		}
 		n.flushNextLocked()
 	}
 }
@@ -214,7 +227,7 @@ func (n *Node) flushLocked(l *link, before ...*signalpb.Envelope) {
 		}
 		if r.sentOn != l && !r.done && (r.early || l.complete) {
 			room--
-			r.sentOn, r.heard = l, l.conn.ConnectionStats().PacketsReceived
+			r.sendLocked(l)
 			envs = append(envs, r.env)
 		}
 	}
@@ -224,6 +237,28 @@ func (n *Node) flushLocked(l *link, before ...*signalpb.Envelope) {
 	if err := l.out.send(envs...); err != nil {
 		l.abort(CloseDone, err)
 	}
+}
+
+func (r *request) sendLocked(l *link) {
+	r.sentOn, r.sentAt, r.heard = l, time.Now(), l.conn.ConnectionStats().PacketsReceived
+}
+
+// maxAskAgain is how many answered requests move to another connection.
+const maxAskAgain = 16
+
+// askAgainLocked returns the answered but open requests of a link that is left,
+// to be sent on the one that follows: the coordinator sends later answers to
+// where a nonce was asked last. It still knows those nonces, and repeats the
+// newest answer, which is dropped here.
+func (n *Node) askAgainLocked(from, to *link) []*signalpb.Envelope {
+	var envs []*signalpb.Envelope
+	for _, r := range n.requests {
+		if r.done && r.early && r.sentOn == from && time.Since(r.sentAt) < replyTTL/2 && len(envs) < maxAskAgain {
+			r.sendLocked(to)
+			envs = append(envs, r.env)
+		}
+	}
+	return envs
 }
 
 // checkStale ends a connection on which nothing at all came since r was sent:
@@ -238,17 +273,23 @@ func (n *Node) checkStale(r *request) {
 }
 
 // answer gives an answer to whoever waits for it and reports whether somebody
-// does.
+// does. A grant that came before is dropped: a request that went out on two
+// connections is answered on both.
 func (n *Node) answer(nonce []byte, u Update) bool {
 	if len(nonce) != nonceSize {
 		return false
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	attempt := u.Grant.GetAttempt()
 	r, ok := n.requests[[nonceSize]byte(nonce)]
 	if !ok {
-		return false
+		return attempt > 0 && n.past.has([nonceSize]byte(nonce), attempt)
 	}
+	if attempt > 0 && attempt <= r.attempt {
+		return true
+	}
+	r.attempt = max(r.attempt, attempt)
 	r.giveLocked(u)
 	n.flushNextLocked()
 	return true

@@ -58,7 +58,8 @@ func validate(env *signalpb.Envelope) error {
 		return checkHello(m.Hello)
 	case *signalpb.Envelope_Welcome:
 		return first(text("welcome.admitted_as", m.Welcome.GetAdmittedAs(), MaxWord), text("welcome.version", m.Welcome.GetVersion(), MaxWord),
-			optionalAddress("welcome.observed", m.Welcome.GetObserved()), duration("welcome.lease_ttl_ms", m.Welcome.GetLeaseTtlMs()))
+			optionalAddress("welcome.observed", m.Welcome.GetObserved()), duration("welcome.lease_ttl_ms", m.Welcome.GetLeaseTtlMs()),
+			addresses("welcome.stun", m.Welcome.GetStun(), MaxStun))
 	case *signalpb.Envelope_Refused:
 		return first(text("refused.message", m.Refused.GetMessage(), MaxText), duration("refused.retry_after_ms", m.Refused.GetRetryAfterMs()))
 	case *signalpb.Envelope_MatchRequest:
@@ -75,7 +76,8 @@ func validate(env *signalpb.Envelope) error {
 		return first(id16("decline.session", m.Decline.GetSession()), text("decline.reason", m.Decline.GetReason(), MaxText),
 			duration("decline.retry_after_ms", m.Decline.GetRetryAfterMs()))
 	case *signalpb.Envelope_Candidates:
-		return first(id16("candidates.session", m.Candidates.GetSession()), candidates("candidates.candidates", m.Candidates.GetCandidates()))
+		return first(id16("candidates.session", m.Candidates.GetSession()), candidates("candidates.candidates", m.Candidates.GetCandidates()),
+			addresses("candidates.proven", m.Candidates.GetProven(), MaxProven))
 	case *signalpb.Envelope_Lease:
 		return checkLease(m.Lease)
 	case *signalpb.Envelope_LeaseAck:
@@ -95,6 +97,8 @@ func validate(env *signalpb.Envelope) error {
 			duration("renewed.lifetime_ms", m.Renewed.GetLifetimeMs()))
 	case *signalpb.Envelope_SessionEnd:
 		return first(id16("session_end.session", m.SessionEnd.GetSession()), text("session_end.reason", m.SessionEnd.GetReason(), MaxText))
+	case *signalpb.Envelope_PeerSeen:
+		return first(id16("peer_seen.session", m.PeerSeen.GetSession()), address("peer_seen.address", m.PeerSeen.GetAddress()))
 	case *signalpb.Envelope_Goodbye:
 		return text("goodbye.reason", m.Goodbye.GetReason(), MaxText)
 	default:
@@ -108,7 +112,7 @@ func checkHello(h *signalpb.Hello) error {
 	}
 	return first(text("hello.name", h.GetName(), MaxName), text("hello.version", h.GetVersion(), MaxWord),
 		proof("hello.join_proof", h.GetJoinProof()), proof("hello.local_proof", h.GetLocalProof()),
-		candidates("hello.candidates", h.GetCandidates()))
+		candidates("hello.candidates", h.GetCandidates()), checkNetwork("hello.network", h.GetNetwork()))
 }
 
 func checkMatchRequest(m *signalpb.MatchRequest) error {
@@ -123,7 +127,8 @@ func checkMatchRequest(m *signalpb.MatchRequest) error {
 	n := m.GetNeeds()
 	return first(text("needs.model", n.GetModel(), MaxText), text("needs.miner", n.GetMiner(), MaxName),
 		text("needs.call", n.GetCall(), MaxWord), limit("needs.context_tokens", n.GetContextTokens(), maxTokens),
-		fraction("needs.min_reputation", n.GetMinReputation()))
+		fraction("needs.min_reputation", n.GetMinReputation()), checkNetwork("match_request.network", m.GetNetwork()),
+		candidates("match_request.candidates", m.GetCandidates()))
 }
 
 func checkICE(field string, i *signalpb.ICE) error {
@@ -133,24 +138,13 @@ func checkICE(field string, i *signalpb.ICE) error {
 }
 
 func checkGrant(g *signalpb.Grant) error {
-	if err := first(id16("grant.nonce", g.GetNonce()), id16("grant.session", g.GetSession()), id32("grant.miner", g.GetMiner()),
+	return first(id16("grant.nonce", g.GetNonce()), id16("grant.session", g.GetSession()), id32("grant.miner", g.GetMiner()),
 		text("grant.miner_name", g.GetMinerName(), MaxName), text("grant.model", g.GetModel(), MaxText),
 		text("grant.why", g.GetWhy(), MaxText), duration("grant.expires_unix_ms", g.GetExpiresUnixMs()), duration("grant.lifetime_ms", g.GetLifetimeMs()),
 		duration("grant.head_start_ms", g.GetHeadStartMs()), checkICE("grant.ice", g.GetIce()),
-		candidates("grant.candidates", g.GetCandidates())); err != nil {
-		return err
-	}
-	r := g.GetRelay()
-	if err := count("grant.relay.urls", len(r.GetUrls()), MaxURLs); err != nil {
-		return err
-	}
-	for _, u := range r.GetUrls() {
-		if err := text("grant.relay.urls", u, MaxText); err != nil {
-			return err
-		}
-	}
-	return first(text("grant.relay.username", r.GetUsername(), MaxText), text("grant.relay.password", r.GetPassword(), MaxText),
-		text("grant.relay.realm", r.GetRealm(), MaxText), duration("grant.relay.expires_unix_ms", r.GetExpiresUnixMs()))
+		candidates("grant.candidates", g.GetCandidates()), checkRelay("grant.relay", g.GetRelay()),
+		expected("grant", g.GetExpect(), g.GetExpectReason()), addresses("grant.proven", g.GetProven(), MaxProven),
+		behavior("grant.miner_mapping", g.GetMinerMapping()))
 }
 
 func checkNoMatch(n *signalpb.NoMatch) error {
@@ -175,13 +169,16 @@ func checkNoMatch(n *signalpb.NoMatch) error {
 func checkOffer(o *signalpb.Offer) error {
 	return first(id16("offer.session", o.GetSession()), id32("offer.client", o.GetClient()), text("offer.model", o.GetModel(), MaxText),
 		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()), duration("offer.lifetime_ms", o.GetLifetimeMs()),
-		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()))
+		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()),
+		checkRelay("offer.relay", o.GetRelay()), expected("offer", o.GetExpect(), o.GetExpectReason()),
+		addresses("offer.proven", o.GetProven(), MaxProven))
 }
 
 func checkLease(l *signalpb.Lease) error {
 	if err := first(count("lease.models", len(l.GetModels()), MaxModels), limit("lease.slots", l.GetSlots(), 1<<16),
 		limit("lease.in_flight", l.GetInFlight(), 1<<20), limit("lease.queued", l.GetQueued(), 1<<20),
-		limit("lease.queue_limit", l.GetQueueLimit(), 1<<20), candidates("lease.candidates", l.GetCandidates())); err != nil {
+		limit("lease.queue_limit", l.GetQueueLimit(), 1<<20), candidates("lease.candidates", l.GetCandidates()),
+		checkNetwork("lease.network", l.GetNetwork())); err != nil {
 		return err
 	}
 	for _, m := range l.GetModels() {
@@ -215,7 +212,8 @@ func checkTunnelStatus(t *signalpb.TunnelStatus) error {
 		return &FieldError{"tunnel_status.state", "unknown"}
 	}
 	return first(id16("tunnel_status.session", t.GetSession()), text("tunnel_status.path_kind", t.GetPathKind(), MaxWord),
-		text("tunnel_status.path_reason", t.GetPathReason(), MaxText), duration("tunnel_status.rtt_us", t.GetRttUs()))
+		text("tunnel_status.path_reason", t.GetPathReason(), MaxText), duration("tunnel_status.rtt_us", t.GetRttUs()),
+		known("tunnel_status.reason", t.GetReason()))
 }
 
 func checkReceipt(r *signalpb.Receipt) error {
