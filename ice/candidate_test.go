@@ -112,49 +112,6 @@ func TestSocketHostCandidates(t *testing.T) {
 	}
 }
 
-func TestPacer(t *testing.T) {
-	p := newPacer()
-	a, b := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1")
-	now := time.Unix(0, 0)
-	allowed := func(addr netip.AddrPort, d time.Duration) (n int) {
-		for end := now.Add(d); now.Before(end); now = now.Add(checkInterval) {
-			if p.allow(addr, now) {
-				n++
-			}
-		}
-		return n
-	}
-	if n := allowed(a, freeChecks*checkInterval); n != freeChecks {
-		t.Errorf("%d of the first %d checks passed", n, freeChecks)
-	}
-	if n := allowed(a, 3*time.Second); n < 8 || n > 25 {
-		t.Errorf("%d checks in the next three seconds", n)
-	}
-	if n := allowed(a, 10*time.Second); n < 15 || n > 25 {
-		t.Errorf("%d checks in the ten seconds after", n)
-	}
-	now = now.Add(time.Hour)
-	if !p.allow(a, now) || p.allow(a, now) {
-		t.Error("the gap is not kept")
-	}
-	if !p.admit(a) || !p.allow(a, now) || p.allow(a, now) {
-		t.Error("an inbound check does not earn exactly one")
-	}
-	for i := range maxSources + 5 {
-		src := netip.AddrPortFrom(b.Addr(), uint16(i+1))
-		if got, want := p.admit(src), i < maxSources-1; got != want {
-			t.Errorf("source %d: admitted %v", i, got)
-		}
-	}
-	for range maxChecks {
-		p.admit(a)
-		p.allow(a, now)
-	}
-	if p.total() != maxChecks || p.allow(b, now) {
-		t.Errorf("%d checks in all", p.total())
-	}
-}
-
 func TestCredentials(t *testing.T) {
 	a, b := NewCredentials(), NewCredentials()
 	if a == b || a.check() != nil || b.check() != nil {

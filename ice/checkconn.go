@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pionice "github.com/pion/ice/v2"
+	"github.com/pion/stun"
 )
 
 // checkQueue is how many messages wait for one agent; more are dropped, and
@@ -16,18 +17,84 @@ import (
 const checkQueue = 64
 
 // sessionConns is what the demux keeps of one session: a packet connection for
-// each family, since a candidate of pion/ice has one family.
+// each family, since a candidate of pion/ice has one family, and what decides
+// to whom they talk.
 type sessionConns struct {
 	v4, v6   *checkConn
 	pacer    *pacer
+	key      stun.MessageIntegrity // of checks to this side
 	received atomic.Uint64
+
+	mu     sync.RWMutex // guards what follows
+	policy *Policy      // nil: every address
 }
 
-func newSessionConns(d *demux, local *net.UDPAddr) *sessionConns {
-	c := &sessionConns{pacer: newPacer()}
+func newSessionConns(d *demux, local *net.UDPAddr, pwd string, policy *Policy) *sessionConns {
+	c := &sessionConns{pacer: newPacer(), key: stun.NewShortTermIntegrity(pwd), policy: policy.clone()}
 	c.v4 = newCheckConn(d, c, local)
 	c.v6 = newCheckConn(d, c, local)
 	return c
+}
+
+// allows reports whether the session's policy permits a candidate.
+func (c *sessionConns) allows(candidate Candidate) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.policy.Allows(candidate)
+}
+
+// allowsAddr reports whether anything may be sent to addr.
+func (c *sessionConns) allowsAddr(addr netip.AddrPort) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.policy.allowsAddr(addr)
+}
+
+func (c *sessionConns) prove(addrs []netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.policy != nil {
+		c.policy.prove(addrs)
+	}
+}
+
+// checkVerdict is what becomes of an inbound check.
+type checkVerdict uint8
+
+const (
+	checkAdmitted  checkVerdict = iota
+	checkForbidden              // the policy forbids to answer there
+	checkForged                 // from an unknown address, and not signed by the peer
+	checkTooMany                // from one address more than a session may talk to
+)
+
+// admit decides about an inbound check. One from an address that the session
+// does not know yet takes one of few places, so it must be signed; the agent
+// verifies all of them again.
+func (c *sessionConns) admit(b []byte, from netip.AddrPort) checkVerdict {
+	if !c.allowsAddr(from) {
+		return checkForbidden
+	}
+	if !c.pacer.knows(from) {
+		m := &stun.Message{Raw: append([]byte(nil), b...)}
+		if m.Decode() != nil || c.key.Check(m) != nil {
+			return checkForged
+		}
+		if !c.pacer.learn(from) {
+			return checkTooMany
+		}
+	}
+	c.pacer.earn(from)
+	return checkAdmitted
+}
+
+// answered takes note of a response. It reports whether it may be looked at.
+func (c *sessionConns) answered(from netip.AddrPort) bool {
+	if !c.allowsAddr(from) {
+		return false
+	}
+	c.pacer.answered(from)
+	return true
 }
 
 func (c *sessionConns) family(a netip.Addr) *checkConn {
@@ -96,8 +163,9 @@ func (c *checkConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-// WriteTo sends a message, unless the pacer holds a request back. Neither that
-// nor a failing route is an error: both look like a packet lost on the way.
+// WriteTo sends a message, unless the policy forbids the address, the session
+// does not talk to it, or the pacer holds a request back. None of that is an
+// error, nor is a failing route: all look like a packet lost on the way.
 func (c *checkConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	select {
 	case <-c.closed:
@@ -108,10 +176,14 @@ func (c *checkConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	if kind == notSTUN {
 		return 0, ErrBadCandidate // nothing but checks passes here
 	}
-	if kind == bindingRequest && !c.session.pacer.allow(addrPort(to), time.Now()) {
+	dest := addrPort(to)
+	if !c.session.allowsAddr(dest) || !c.session.pacer.knows(dest) {
 		return len(b), nil
 	}
-	_ = c.demux.send(c, b, kind, id, to)
+	if kind == bindingRequest && !c.session.pacer.allow(dest, time.Now()) {
+		return len(b), nil
+	}
+	_ = c.demux.sendCheck(c, b, kind, id, to)
 	return len(b), nil
 }
 

@@ -82,15 +82,20 @@ func ufragOf(b []byte) (string, bool) {
 // requests to the session that their user name is for, and responses to the
 // session that sent the request. The sender's address decides nothing, so that
 // two sessions never take each other's checks, whatever their peers claim.
+//
+// The answers to probes go to who sent those.
 type demux struct {
 	transport *quic.Transport
 
-	received, malformed, unknown, overflow atomic.Uint64
+	received, malformed, unknown, overflow, forbidden atomic.Uint64
 
 	mu      sync.Mutex // guards what follows
 	byUfrag map[string]*sessionConns
 	pending map[transactionID]*checkConn
+	probes  map[transactionID]chan<- probeAnswer
 }
+
+var _ stunPort = (*demux)(nil)
 
 func newDemux(t *quic.Transport) *demux {
 	return &demux{
@@ -130,18 +135,33 @@ func (d *demux) deliver(b []byte, from netip.AddrPort) {
 			d.unknown.Add(1)
 			return
 		}
-		conn := conns.family(from.Addr())
 		conns.received.Add(1)
-		if !conns.pacer.admit(from) || !conn.enqueue(b, from) {
+		switch conns.admit(b, from) {
+		case checkForbidden:
+			d.forbidden.Add(1)
+		case checkForged:
+			d.malformed.Add(1)
+		case checkTooMany:
 			d.overflow.Add(1)
+		case checkAdmitted:
+			if !conns.family(from.Addr()).enqueue(b, from) {
+				d.overflow.Add(1)
+			}
 		}
 	case bindingResponse:
 		d.mu.Lock()
-		conn := d.pending[id]
+		conn, probe := d.pending[id], d.probes[id]
 		delete(d.pending, id)
 		d.mu.Unlock()
-		if conn == nil {
+		switch {
+		case probe != nil:
+			d.answered(b, from, probe)
+			return
+		case conn == nil:
 			d.unknown.Add(1)
+			return
+		case !conn.session.answered(from):
+			d.forbidden.Add(1)
 			return
 		}
 		if !conn.enqueue(b, from) {
@@ -160,6 +180,7 @@ func (d *demux) stats() SocketStats {
 		Malformed: d.malformed.Load(),
 		Unknown:   d.unknown.Load(),
 		Overflow:  d.overflow.Load(),
+		Forbidden: d.forbidden.Load(),
 	}
 }
 
@@ -190,9 +211,44 @@ func (d *demux) unregister(ufrag string, conns *sessionConns) {
 	}
 }
 
-// send writes a message of a session. A request is remembered, so that its
+// answered hands the answer of a probe to who asked. The channel has room for
+// as many as there are requests; what else comes is a repetition.
+func (d *demux) answered(b []byte, from netip.AddrPort, probe chan<- probeAnswer) {
+	a, ok := readAnswer(b, from)
+	if !ok {
+		d.malformed.Add(1)
+		return
+	}
+	select {
+	case probe <- a:
+	default:
+		d.overflow.Add(1)
+	}
+}
+
+// expect makes the answer to a probe known.
+func (d *demux) expect(id transactionID, answers chan<- probeAnswer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.probes[id] = answers
+}
+
+// forget ends expect.
+func (d *demux) forget(id transactionID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.probes, id)
+}
+
+// send writes a probe.
+func (d *demux) send(raw []byte, to netip.AddrPort) error {
+	_, err := d.transport.WriteTo(raw, net.UDPAddrFromAddrPort(to))
+	return err
+}
+
+// sendCheck writes a message of a session. A request is remembered, so that its
 // response finds the way back; the pacer bounds how many are.
-func (d *demux) send(conn *checkConn, b []byte, kind stunKind, id transactionID, to net.Addr) error {
+func (d *demux) sendCheck(conn *checkConn, b []byte, kind stunKind, id transactionID, to net.Addr) error {
 	if kind == bindingRequest {
 		d.mu.Lock()
 		d.pending[id] = conn

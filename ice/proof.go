@@ -192,6 +192,7 @@ func (s *Socket) Prove(key *identity.Key, coordinator identity.NodeID, servers [
 		if _, err := (Candidate{Addr: to}).Check(); err != nil {
 			continue
 		}
+		s.contacts.note(canonical(to), now)
 		raw, _ := SignProbe(key, coordinator, 0, now)
 		_, _ = s.transport.WriteTo(raw, net.UDPAddrFromAddrPort(to))
 	}

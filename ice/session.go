@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +43,8 @@ const (
 	// agentTimeout is longer than any session: the caller decides when to stop.
 	agentTimeout = 2 * time.Hour
 	maxReached   = 16
+	// maxRefused bounds the candidates that wait for a proof.
+	maxRefused = 16
 )
 
 // SessionConfig describes one attempt to reach a peer.
@@ -53,6 +56,10 @@ type SessionConfig struct {
 	// Candidates are the peer's known so far, at most MaxRemote. Those that
 	// cannot be used are skipped.
 	Candidates []Candidate
+	// Policy says to which addresses the session may send anything: checks,
+	// answers to checks, whatever the peer or the coordinator name. It is copied.
+	// Nil allows every unicast address.
+	Policy *Policy
 }
 
 // Reached is an address of the peer that works, at least from there to here.
@@ -87,6 +94,7 @@ type Session struct {
 	mu      sync.Mutex // guards what follows
 	closed  bool
 	kinds   map[netip.AddrPort]Kind // the peer's candidates
+	refused []Candidate             // by the policy; a proof may come
 	seen    map[netip.AddrPort]bool // what was sent to addrs
 	addrs   chan Reached
 	started time.Time
@@ -108,7 +116,7 @@ func (s *Socket) Open(cfg SessionConfig) (*Session, error) {
 		started: time.Now(),
 	}
 	local, _ := s.conn.LocalAddr().(*net.UDPAddr)
-	x.conns = newSessionConns(s.demux, local)
+	x.conns = newSessionConns(s.demux, local, cfg.Local.Pwd, cfg.Policy)
 	if err := s.adopt(x); err != nil {
 		return nil, err
 	}
@@ -217,6 +225,9 @@ func (x *Session) run(ctx context.Context) {
 // It never asks for a switch of the pair.
 func (x *Session) onCheck(_ *stun.Message, _, remote pionice.Candidate, _ *pionice.CandidatePair) bool {
 	x.authenticated.Add(1)
+	if ip, err := netip.ParseAddr(remote.Address()); err == nil {
+		x.socket.Admit(x.cfg.ID, ip)
+	}
 	x.reached(remote)
 	return false
 }
@@ -247,7 +258,8 @@ func (x *Session) reached(remote pionice.Candidate) {
 }
 
 // AddRemote checks one more candidate of the peer. A candidate that is known
-// already is not an error.
+// already is not an error. One that the policy forbids is kept until Prove
+// allows it; the error wraps ErrForbidden.
 func (x *Session) AddRemote(c Candidate) error {
 	c, err := c.Check()
 	if err != nil {
@@ -255,12 +267,23 @@ func (x *Session) AddRemote(c Candidate) error {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	return x.addRemoteLocked(c)
+}
+
+func (x *Session) addRemoteLocked(c Candidate) error {
 	switch _, known := x.kinds[c.Addr]; {
 	case x.closed:
 		return ErrClosed
 	case known:
 		return nil
-	case len(x.kinds) >= MaxRemote:
+	}
+	if err := x.conns.allows(c); err != nil {
+		if len(x.refused) < maxRefused && !slices.Contains(x.refused, c) {
+			x.refused = append(x.refused, c)
+		}
+		return err
+	}
+	if len(x.kinds) >= MaxRemote || !x.conns.pacer.remote(c.Addr) {
 		return fmt.Errorf("%w: %d are checked already", ErrTooManyCandidates, MaxRemote)
 	}
 	// Every candidate is a host candidate to the agent, which asks the others
@@ -279,7 +302,24 @@ func (x *Session) AddRemote(c Candidate) error {
 		return fmt.Errorf("ice: session %s: %w", x.cfg.ID.Short(), err)
 	}
 	x.kinds[c.Addr] = c.Kind
+	x.socket.Admit(x.cfg.ID, c.Addr.Addr())
 	return nil
+}
+
+// Prove adds addresses to those that the policy's Proven has, and checks the
+// candidates that were forbidden for want of them. Without a policy it does
+// nothing.
+func (x *Session) Prove(addrs ...netip.AddrPort) {
+	x.conns.prove(addrs)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	waiting := x.refused
+	x.refused = nil
+	for _, c := range waiting {
+		if err := x.addRemoteLocked(c); err != nil && !errors.Is(err, ErrForbidden) {
+			x.log.Debug().Err(err).Stringer("kind", c.Kind).Msg("candidate skipped")
+		}
+	}
 }
 
 // Addrs returns the channel of addresses that work, each once, at most

@@ -8,8 +8,12 @@
 // TURNServer is the server of such legs, which lends a session nothing but the
 // observed addresses of that session's miner.
 //
+// A Socket also measures the NAT before it (Probe) and shows the coordinator
+// from which addresses it sends (Prove); Predict says what two such NATs do to
+// a pair of peers. What a session may send to is its Policy's to say.
+//
 // The package knows neither the coordinator's protocol nor what is in the
-// tunnel. It needs no NAT classification: addresses come from the caller.
+// tunnel.
 package ice
 
 import (
@@ -43,7 +47,11 @@ type SocketConfig struct {
 	// IPFilter, when set, is asked about each address of the machine before it
 	// is offered to peers.
 	IPFilter func(netip.Addr) bool
-	Log      zerolog.Logger
+	// Gate keeps QUIC handshakes of strangers from QUIC: only addresses of
+	// sessions that were admitted, and those that this socket dials, are heard.
+	// It is for nodes that accept connections; see Admit.
+	Gate bool
+	Log  zerolog.Logger
 }
 
 // Socket is the one UDP socket of a node. QUIC, signaling and ICE checks of
@@ -54,6 +62,8 @@ type Socket struct {
 	conn      *net.UDPConn
 	transport *quic.Transport
 	demux     *demux
+	gate      *gate // nil: everybody is heard
+	contacts  contacts
 	net       transport.Net // of pion, which else asks the system for every agent
 	stop      context.CancelFunc
 	wg        sync.WaitGroup
@@ -79,11 +89,18 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 		return nil, fmt.Errorf("ice: reading the machine's interfaces: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
+	var owned net.PacketConn = conn
+	var g *gate
+	if cfg.Gate {
+		g = newGate()
+		owned = newGatedConn(conn, g)
+	}
 	s := &Socket{
 		cfg:       cfg,
 		log:       cfg.Log,
 		conn:      conn,
-		transport: &quic.Transport{Conn: conn}, // asks for socket buffers of 7 MB
+		transport: &quic.Transport{Conn: owned}, // asks for socket buffers of 7 MB
+		gate:      g,
 		net:       pionNet,
 		stop:      stop,
 		sessions:  make(map[*Session]struct{}),
@@ -133,12 +150,17 @@ type SocketStats struct {
 	Malformed uint64 // not STUN, or not a well-formed message
 	Unknown   uint64 // STUN of no open session
 	Overflow  uint64 // dropped because a session did not keep up, or had too many sources
+	Forbidden uint64 // checks and answers from addresses that a policy forbids
+	Gated     uint64 // QUIC handshake packets of strangers, dropped by the gate
 	Sessions  int    // open sessions
 }
 
 // Stats returns the counters of the socket.
 func (s *Socket) Stats() SocketStats {
 	st := s.demux.stats()
+	if s.gate != nil {
+		st.Gated = s.gate.dropped.Load()
+	}
 	s.mu.Lock()
 	st.Sessions = len(s.sessions)
 	s.mu.Unlock()
