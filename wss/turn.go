@@ -1,0 +1,88 @@
+package wss
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// turnFirst is how long a connection may take to say anything at all.
+	turnFirst = 15 * time.Second
+	// turnIdle is how long it may be silent: an allocation is refreshed within 10
+	// minutes, a permission within 5 (RFC 8656 §3.2, §9).
+	turnIdle = 11 * time.Minute
+)
+
+// handover is a net.Listener for connections that were accepted elsewhere.
+type handover struct {
+	addr net.Addr
+	c    chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+var _ net.Listener = (*handover)(nil)
+
+func newHandover(addr net.Addr) *handover {
+	return &handover{addr: addr, c: make(chan net.Conn, 64), done: make(chan struct{})}
+}
+
+// push hands a connection over. It reports false, and the connection stays the
+// caller's, when nobody takes it.
+func (h *handover) push(c net.Conn) bool {
+	select {
+	case <-h.done:
+		return false
+	default:
+	}
+	select {
+	case h.c <- c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.c:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handover) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handover) Addr() net.Addr { return h.addr }
+
+// turnConn ends by itself when the client says nothing for too long, or takes
+// nothing, so that it neither keeps a place nor holds the relay up.
+type turnConn struct {
+	net.Conn
+	heard bool // only the reader touches it
+}
+
+func (c *turnConn) Read(b []byte) (int, error) {
+	wait := turnFirst
+	if c.heard {
+		wait = turnIdle
+	}
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(b)
+	c.heard = c.heard || n > 0
+	return n, err
+}
+
+func (c *turnConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
