@@ -58,6 +58,14 @@ func (c *sessionConns) prove(addrs []netip.AddrPort) {
 	}
 }
 
+func (c *sessionConns) allowRelay(addr netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.policy != nil && len(c.policy.Relays) < MaxRemote && !c.policy.relay(addr.Unmap()) {
+		c.policy.Relays = append(c.policy.Relays, addr.Unmap())
+	}
+}
+
 // checkVerdict is what becomes of an inbound check.
 type checkVerdict uint8
 

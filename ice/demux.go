@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pion/stun"
 	"github.com/quic-go/quic-go"
@@ -219,6 +220,7 @@ func (d *demux) answered(b []byte, from netip.AddrPort, probe chan<- probeAnswer
 		d.malformed.Add(1)
 		return
 	}
+	a.at = time.Now()
 	select {
 	case probe <- a:
 	default:

@@ -104,6 +104,7 @@ type probeAnswer struct {
 	from    netip.AddrPort
 	mapped  netip.AddrPort // XOR-MAPPED-ADDRESS; zero when refused
 	refused bool           // an error response
+	at      time.Time      // when it came; zero outside of a demux
 }
 
 // readAnswer reads a response to a Binding Request. It keeps no reference to b.

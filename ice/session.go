@@ -322,6 +322,10 @@ func (x *Session) Prove(addrs ...netip.AddrPort) {
 	}
 }
 
+// AllowRelay adds the address of a relay to those that the policy's Relays has,
+// at most MaxRemote. Without a policy it does nothing.
+func (x *Session) AllowRelay(addr netip.Addr) { x.conns.allowRelay(addr) }
+
 // Addrs returns the channel of addresses that work, each once, at most
 // sixteen: first the source of each check that the peer signed, as it arrives,
 // then what ICE selects. It is closed by Close.
