@@ -111,6 +111,7 @@ type Mapper struct {
 	cfg     Config
 	changed chan struct{}
 	hint    chan struct{}
+	nonces  []nonce // one for each port, for good
 
 	mu       sync.Mutex // guards what follows
 	mappings []Mapping
@@ -135,7 +136,11 @@ func New(cfg Config) *Mapper {
 	if len(cfg.Only) == 0 {
 		cfg.Only = Protocols()
 	}
-	return &Mapper{cfg: cfg, changed: make(chan struct{}, 1), hint: make(chan struct{}, 1)}
+	m := &Mapper{cfg: cfg, changed: make(chan struct{}, 1), hint: make(chan struct{}, 1)}
+	for range ports {
+		m.nonces = append(m.nonces, newNonce())
+	}
+	return m
 }
 
 // Mappings are the mappings that the router holds now, in the order of
