@@ -28,6 +28,7 @@ type Config struct {
 	MTU, MTUBlack          int
 	UDPTimeout             time.Duration
 	UDPBlock               string
+	ProxyAuth              string // user:password of kind proxy-only; empty: none
 	V6                     string
 	Pub2                   bool
 	SameNAT, LANIsolated   bool

@@ -3,6 +3,7 @@ package main
 // Reference hole punching, and a round-trip meter.
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -20,8 +21,18 @@ type punchRes struct {
 	err  error
 }
 
-func punchLab(lab string, d time.Duration) (res punchRes) {
-	r, err := newResponder(lab, false)
+// punchLab punches over IPv6 when the two have no other family in common; two
+// without any, or one without UDP, do not connect.
+func punchLab(lab, ka, kb string, d time.Duration) (res punchRes) {
+	v6 := kinds[ka].no4 || kinds[kb].no4
+	if v6 && !(kinds[ka].v6 && kinds[kb].v6) {
+		return punchRes{}
+	}
+	wild := any4
+	if v6 {
+		wild = any6
+	}
+	r, err := newResponder(lab, v6)
 	if err != nil {
 		return punchRes{err: err}
 	}
@@ -29,11 +40,13 @@ func punchLab(lab string, d time.Duration) (res punchRes) {
 	var s [2]*net.UDPConn
 	var x [2]netip.AddrPort
 	for i, h := range []string{"a", "b"} {
-		if s[i], err = udpIn(nsName(lab, h), any4); err != nil {
+		if s[i], err = udpIn(nsName(lab, h), wild); err != nil {
 			return punchRes{err: err}
 		}
 		defer s[i].Close()
-		if x[i], err = r.query(s[i], 0, 0, 0, time.Second, 3); err != nil {
+		if x[i], err = r.query(s[i], 0, 0, 0, time.Second, 3); errors.Is(err, errNoReply) {
+			return punchRes{}
+		} else if err != nil {
 			return punchRes{err: err}
 		}
 	}
@@ -119,7 +132,7 @@ func punchCmd(fs *flag.FlagSet, args []string) error {
 					out[j] = "ERR"
 					fmt.Fprintln(os.Stderr, a, b, err)
 				} else {
-					r := punchLab(cc.Lab, 2*time.Second+ms(4*cc.RTT))
+					r := punchLab(cc.Lab, a, b, 2*time.Second+ms(4*cc.RTT))
 					switch {
 					case r.err != nil:
 						out[j] = "ERR"
