@@ -1,0 +1,212 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"mintai/ice"
+	"mintai/identity"
+)
+
+// measure does what needs the coordinator's STUN addresses: the classes, the
+// hairpin and the MTU, side by side, each from sockets of its own, so that none
+// opens the NAT for another.
+func (n *netcheck) measure(ctx context.Context, to contact) {
+	if len(to.stun) == 0 || to.id.IsZero() {
+		for _, field := range []string{"ipv4", "ipv6", "hairpin", "mtu", "stun", "relay.udp"} {
+			n.report.missing(field, "the coordinator answers no address probes")
+		}
+		return
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		n.report.missing("stun", err.Error())
+		return
+	}
+	limit := min(netMeasure+netRounds*to.rtt, netMostTime)
+	if to.rtt == 0 {
+		limit = netMeasure + netRounds*netGuessRTT
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	p := &prober{netcheck: n, to: to, key: key, rto: rtoOf(to.rtt)}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.classes(ctx) })
+	wg.Go(func() { p.hairpin(ctx) })
+	wg.Go(func() { p.mtu(ctx) })
+	wg.Wait()
+	if n.report.IPv4.NAT != nil && !*n.report.IPv4.NAT {
+		n.report.Hairpin = nil
+		n.report.missing("hairpin", "there is no NAT")
+	}
+}
+
+// prober measures by probes to the coordinator's STUN addresses.
+type prober struct {
+	*netcheck
+	to  contact
+	key *identity.Key
+	rto time.Duration
+}
+
+func (p *prober) config(filtering bool, servers []netip.AddrPort) ice.ProbeConfig {
+	return ice.ProbeConfig{Key: p.key, Coordinator: p.to.id, Servers: servers, Filtering: filtering, RTO: p.rto}
+}
+
+// classes measures mapping and filtering (RFC 5780 §4.3 and §4.4).
+func (p *prober) classes(ctx context.Context) {
+	socket, err := ice.Listen(ice.SocketConfig{Log: p.log})
+	if err != nil {
+		p.report.missing("stun", err.Error())
+		return
+	}
+	defer func() { _ = socket.Close() }()
+	found, err := socket.Probe(ctx, p.config(true, p.to.stun))
+	answered := err == nil || found.V4 != nil || found.V6 != nil
+	p.report.Relay.UDP = &answered
+	for _, at := range p.to.stun {
+		p.report.STUN = append(p.report.STUN, netSTUN{Addr: at.String(), RTT: milliseconds(found.RTT[at])})
+	}
+	sortSTUN(p.report.STUN)
+	p.report.IPv4.classify(found.V4)
+	p.report.IPv6.classify(found.V6)
+	for _, f := range []struct {
+		field string
+		is4   bool
+	}{{"ipv4", true}, {"ipv6", false}} {
+		if !slices.ContainsFunc(p.to.stun, func(at netip.AddrPort) bool { return at.Addr().Is4() == f.is4 }) {
+			p.report.missing(f.field, "the coordinator has no such address")
+		}
+	}
+}
+
+// v4 are the STUN addresses of IPv4.
+func (p *prober) v4() []netip.AddrPort {
+	return slices.DeleteFunc(slices.Clone(p.to.stun), func(at netip.AddrPort) bool { return !at.Addr().Is4() })
+}
+
+// hairpin lets two sockets of this machine look for each other at their public
+// addresses only (RFC 4787 §6), by the same checks that peers use.
+func (p *prober) hairpin(ctx context.Context) {
+	got, err := p.tryHairpin(ctx)
+	if err != nil {
+		p.report.missing("hairpin", err.Error())
+		return
+	}
+	p.report.Hairpin = &got
+}
+
+// hairpinPatience is how long the checks of both sockets are waited for: no
+// packet leaves the router, but a busy one may lose some.
+const hairpinPatience = 600 * time.Millisecond
+
+func (p *prober) tryHairpin(ctx context.Context) (bool, error) {
+	servers := p.v4()
+	if len(servers) == 0 {
+		return false, errors.New("the coordinator has no IPv4 address for probes")
+	}
+	var ends [2]hairpinEnd
+	var wg sync.WaitGroup
+	for i := range ends {
+		wg.Go(func() { ends[i].open(ctx, p, servers[:1]) })
+	}
+	wg.Wait()
+	defer ends[0].close()
+	defer ends[1].close()
+	if err := errors.Join(ends[0].err, ends[1].err); err != nil {
+		return false, err
+	}
+	if !publicAddr(ends[0].at.Addr()) {
+		return false, errors.New("the coordinator is inside this network")
+	}
+	ctx, cancel := context.WithTimeout(ctx, hairpinPatience)
+	defer cancel()
+	a, b := ice.NewCredentials(), ice.NewCredentials()
+	session := identity.NewSessionID()
+	first, err := ends[0].check(session, true, a, b, ends[1].at)
+	if err != nil {
+		return false, err
+	}
+	second, err := ends[1].check(session, false, b, a, ends[0].at)
+	if err != nil {
+		return false, err
+	}
+	select {
+	case <-first.Addrs():
+		return true, nil
+	case <-second.Addrs():
+		return true, nil
+	case <-ctx.Done():
+		return false, nil
+	}
+}
+
+// hairpinEnd is one of the two sockets.
+type hairpinEnd struct {
+	socket *ice.Socket
+	at     netip.AddrPort // its public address
+	err    error
+}
+
+func (e *hairpinEnd) open(ctx context.Context, p *prober, servers []netip.AddrPort) {
+	if e.socket, e.err = ice.Listen(ice.SocketConfig{Log: p.log}); e.err != nil {
+		return
+	}
+	found, err := e.socket.Probe(ctx, p.config(false, servers))
+	switch {
+	case found.V4 != nil:
+		e.at = found.V4.Observed
+	case err != nil:
+		e.err = errors.New("no answer over UDP")
+	}
+}
+
+func (e *hairpinEnd) check(id identity.SessionID, controlling bool, local, remote ice.Credentials, to netip.AddrPort) (*ice.Session, error) {
+	return e.socket.Open(ice.SessionConfig{
+		ID: id, Controlling: controlling, Local: local, Remote: remote,
+		Candidates: []ice.Candidate{{Kind: ice.Srflx, Addr: to}},
+	})
+}
+
+func (e *hairpinEnd) close() {
+	if e.socket != nil {
+		_ = e.socket.Close()
+	}
+}
+
+// mtu measures the path to the coordinator over IPv4, and over IPv6 where that
+// does not work.
+func (p *prober) mtu(ctx context.Context) {
+	var found [2]*netMTU
+	var errs [2]error
+	var wg sync.WaitGroup
+	for i, is4 := range []bool{true, false} {
+		at := slices.IndexFunc(p.to.stun, func(at netip.AddrPort) bool { return at.Addr().Is4() == is4 })
+		if at < 0 {
+			continue
+		}
+		wg.Go(func() {
+			found[i], errs[i] = measureMTU(ctx, p.to.stun[at], p.rto, func() []byte {
+				raw, _ := ice.SignProbe(p.key, p.to.id, 0, time.Now())
+				return raw
+			})
+		})
+	}
+	wg.Wait()
+	switch {
+	case found[0] != nil:
+		p.report.MTU = found[0]
+	case found[1] != nil:
+		p.report.MTU = found[1]
+	default:
+		why := errs[0]
+		if why == nil {
+			why = errs[1]
+		}
+		p.report.missing("mtu", why.Error())
+	}
+}
