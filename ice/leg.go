@@ -14,45 +14,71 @@ import (
 // legConn is the TURN allocation as QUIC may use it. A read or write error on
 // an idle transport kills a live connection of quic-go, so there are none:
 // what cannot be sent is dropped, as a network would do it, and nothing blocks
-// on the way to a peer that has no permission yet.
+// on the way to a peer whose permission is still asked for.
 type legConn struct {
 	relayed net.PacketConn // of pion/turn
+	wire    *turnWire
 	local   *net.UDPAddr
 
 	dropped atomic.Uint64
 
-	mu        sync.RWMutex // guards permitted
-	permitted map[netip.Addr]bool
+	mu    sync.RWMutex // guards peers
+	peers map[netip.Addr]permission
 
 	done     chan struct{} // closed by stop, or by a read deadline
 	doneOnce sync.Once
 }
 
+// permission is how far the server's consent to a peer's address is.
+//
+//	none --(the request left)--> asked --(granted)--> granted
+//	                             asked --(refused)--> none
+type permission uint8
+
+const (
+	none    permission = iota
+	asked              // data may follow the request at once, in indications
+	granted            // the TURN client sends by itself, over a channel when it has one
+)
+
 var _ net.PacketConn = (*legConn)(nil)
 
-func newLegConn(relayed net.PacketConn) *legConn {
+func newLegConn(relayed net.PacketConn, wire *turnWire) *legConn {
 	local, _ := relayed.LocalAddr().(*net.UDPAddr)
 	return &legConn{
-		relayed:   relayed,
-		local:     local,
-		permitted: make(map[netip.Addr]bool),
-		done:      make(chan struct{}),
+		relayed: relayed,
+		wire:    wire,
+		local:   local,
+		peers:   make(map[netip.Addr]permission),
+		done:    make(chan struct{}),
 	}
 }
 
-func (l *legConn) permit(a netip.Addr) {
+// permit raises a peer's permission; it never lowers it.
+func (l *legConn) permit(a netip.Addr, p permission) {
 	l.mu.Lock()
-	l.permitted[a] = true
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	l.peers[a] = max(l.peers[a], p)
 }
 
-func (l *legConn) may(a netip.Addr) bool {
+// refuse takes back a permission that was only asked for.
+func (l *legConn) refuse(a netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.peers[a] == asked {
+		delete(l.peers, a)
+	}
+}
+
+func (l *legConn) permission(a netip.Addr) permission {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.permitted[a]
+	return l.peers[a]
 }
 
 // ReadFrom returns the next datagram of a peer, and an error only after stop.
+// What comes from where no permission was asked for is dropped, whatever the
+// server thinks.
 func (l *legConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
 		n, from, err := l.relayed.ReadFrom(b)
@@ -62,7 +88,7 @@ func (l *legConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		default:
 		}
 		if err == nil {
-			if u, ok := from.(*net.UDPAddr); ok {
+			if u, ok := from.(*net.UDPAddr); ok && l.permission(addrPort(u).Addr()) != none {
 				return n, u, nil
 			}
 			continue
@@ -84,11 +110,17 @@ func isTimeout(err error) bool {
 
 // WriteTo sends to a permitted peer and drops what is for anybody else.
 func (l *legConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	if !l.may(addrPort(to).Addr()) {
-		l.dropped.Add(1)
-		return len(b), nil
+	peer := addrPort(to)
+	var err error
+	switch l.permission(peer.Addr()) {
+	case granted:
+		_, err = l.relayed.WriteTo(b, to)
+	case asked:
+		err = l.wire.indicate(b, peer)
+	default:
+		err = ErrNoRelay
 	}
-	if _, err := l.relayed.WriteTo(b, to); err != nil {
+	if err != nil {
 		l.dropped.Add(1)
 	}
 	return len(b), nil

@@ -215,7 +215,7 @@ func (p *ProbeServer) serve(s *probeSocket, b []byte, from net.Addr, dst netip.A
 	}
 	at := netip.AddrPortFrom(dst, s.local.Port())
 	trusted := p.trust(req, src, at, now)
-	from1, refused := p.answerFrom(req, trusted, s, dst)
+	out, refused := p.answerFrom(req, trusted, s, dst)
 	if len(req.Unknown) > 0 || refused {
 		p.counters.refused.Add(1)
 		if refused {
@@ -229,7 +229,7 @@ func (p *ProbeServer) serve(s *probeSocket, b []byte, from net.Addr, dst netip.A
 		&stun.XORMappedAddress{IP: src.Addr().AsSlice(), Port: int(src.Port())},
 	}
 	if req.Signed {
-		setters = append(setters, mappedAs(stun.AttrResponseOrigin, from1.addr()))
+		setters = append(setters, mappedAs(stun.AttrResponseOrigin, out.addr()))
 		if other := p.change(ChangeIP|ChangePort, s, dst); other.socket != nil {
 			setters = append(setters, mappedAs(stun.AttrOtherAddress, other.addr()))
 		}
@@ -238,9 +238,8 @@ func (p *ProbeServer) serve(s *probeSocket, b []byte, from net.Addr, dst netip.A
 	if err != nil {
 		return // only when an address is none
 	}
-	if p.send(from1.socket, from1.src, m.Raw, len(b), from) {
-		p.counters.answered.Add(1)
-	}
+	p.counters.answered.Add(1)
+	p.send(out.socket, out.src, m.Raw, len(b), from)
 }
 
 // trust reports whether the request is from the node that signed it, and tells
@@ -309,11 +308,10 @@ func (p *ProbeServer) change(c Change, s *probeSocket, dst netip.Addr) origin {
 }
 
 // send writes an answer unless it is too long for its request.
-func (p *ProbeServer) send(s *probeSocket, src netip.Addr, answer []byte, request int, to net.Addr) bool {
-	if amplifies(len(answer), request) {
-		return false
+func (p *ProbeServer) send(s *probeSocket, src netip.Addr, answer []byte, request int, to net.Addr) {
+	if !amplifies(len(answer), request) {
+		_ = s.writeFrom(answer, src, to) // a failing route is a lost datagram
 	}
-	return s.writeFrom(answer, src, to) == nil
 }
 
 // refusal is a 420 (Unknown Attribute), RFC 8489 §6.3.1.

@@ -189,7 +189,7 @@ func TestRelayIgnoresStrangers(t *testing.T) {
 	// To the client's own TURN socket, where pion's reader would give up, and to
 	// the relayed address.
 	for _, to := range []netip.AddrPort{
-		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrPort(r.relay.conn.LocalAddr()).Port()),
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), addrPort(r.relay.wire.LocalAddr()).Port()),
 		r.relay.Addr(),
 	} {
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))

@@ -1,11 +1,13 @@
 package ice
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/pion/stun"
 )
@@ -13,24 +15,47 @@ import (
 // ErrBadCheck is wrapped when a datagram is no check of the session's peer.
 var ErrBadCheck = errors.New("not a check of this session")
 
-// responder answers checks without an agent: the relay leg has one peer, and
-// who speaks first is decided by its permissions, so there is nothing to pair,
-// order or nominate.
+// responder answers checks without an agent, and makes a few: a relay leg has
+// one peer, and who speaks first is decided by its permissions, so there is
+// nothing to pair, order or nominate.
 type responder struct {
 	name     string // USERNAME of an inbound check: local ":" remote
 	key      stun.MessageIntegrity
 	outName  string // USERNAME of an outbound check
 	outKey   stun.MessageIntegrity
-	tieBreak controlling
+	role     stun.AttrType // ICE-CONTROLLING or ICE-CONTROLLED
+	tieBreak uint64
+	kind     Kind
+
+	mu   sync.Mutex // guards sent
+	sent map[transactionID]netip.AddrPort
 }
 
+// maxOutChecks bounds the checks whose answer is waited for.
+const maxOutChecks = 64
+
+// newLegResponder makes the responder of one leg: the miner's is the controlled
+// side.
+func newLegResponder(local, remote Credentials, miner bool, kind Kind) *responder {
+	r := newResponder(local, remote)
+	r.kind = kind
+	if miner {
+		r.role = stun.AttrICEControlled
+	}
+	return r
+}
+
+// newResponder makes the responder of a controlling side over UDP.
 func newResponder(local, remote Credentials) *responder {
 	return &responder{
 		name:     local.Ufrag + ":" + remote.Ufrag,
 		key:      stun.NewShortTermIntegrity(local.Pwd),
 		outName:  remote.Ufrag + ":" + local.Ufrag,
 		outKey:   stun.NewShortTermIntegrity(remote.Pwd),
-		tieBreak: controlling(rand.Uint64()),
+		role:     stun.AttrICEControlling,
+		tieBreak: rand.Uint64(),
+		kind:     RelayUDP,
+		sent:     make(map[transactionID]netip.AddrPort),
 	}
 }
 
@@ -70,14 +95,14 @@ func (r *responder) answer(b []byte, from netip.AddrPort) ([]byte, error) {
 	return out.Raw, nil
 }
 
-// check returns a fresh binding request to the peer, as the controlling side.
+// check returns a fresh binding request to the peer.
 func (r *responder) check() ([]byte, error) {
 	out, err := stun.Build(
 		stun.TransactionID,
 		stun.BindingRequest,
 		stun.NewUsername(r.outName),
-		r.tieBreak,
-		priority(Priority(RelayUDP, 0)),
+		roleAttr{r.role, r.tieBreak},
+		priority(Priority(r.kind, 0)),
 		r.outKey,
 		stun.Fingerprint,
 	)
@@ -87,16 +112,54 @@ func (r *responder) check() ([]byte, error) {
 	return out.Raw, nil
 }
 
-// controlling is the ICE-CONTROLLING attribute (RFC 8445 §7.1.3).
-type controlling uint64
+// checkTo returns a fresh check whose answer, from to, will be known again.
+func (r *responder) checkTo(to netip.AddrPort) ([]byte, error) {
+	b, err := r.check()
+	if err != nil {
+		return nil, err
+	}
+	_, id := classify(b)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sent) >= maxOutChecks {
+		clear(r.sent) // whoever is there will be asked again, or asks
+	}
+	r.sent[id] = to
+	return b, nil
+}
+
+// answered reports whether b is the answer to a check of ours. RFC 8445
+// §7.2.5.2.1: the response must come from the address that the request went to.
+func (r *responder) answered(b []byte, from netip.AddrPort) bool {
+	kind, id := classify(b)
+	if kind != bindingResponse {
+		return false
+	}
+	r.mu.Lock()
+	to, ours := r.sent[id]
+	r.mu.Unlock()
+	if !ours || to != from {
+		return false
+	}
+	m := &stun.Message{Raw: append([]byte(nil), b...)}
+	if m.Decode() != nil || m.Type.Class != stun.ClassSuccessResponse || r.outKey.Check(m) != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sent, id)
+	return true
+}
+
+// roleAttr is ICE-CONTROLLING or ICE-CONTROLLED (RFC 8445 §7.1.3).
+type roleAttr struct {
+	typ      stun.AttrType
+	tieBreak uint64
+}
 
 // AddTo adds the attribute to m.
-func (c controlling) AddTo(m *stun.Message) error {
-	v := make([]byte, 8)
-	for i := range v {
-		v[i] = byte(c >> (56 - 8*i))
-	}
-	m.Add(stun.AttrICEControlling, v)
+func (a roleAttr) AddTo(m *stun.Message) error {
+	m.Add(a.typ, binary.BigEndian.AppendUint64(nil, a.tieBreak))
 	return nil
 }
 

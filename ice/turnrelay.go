@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,10 +25,11 @@ type turnListener struct {
 	server *TURNServer
 	done   sync.Once
 
-	// user and client are of the request that is being served: they are
-	// touched by the one goroutine of the TURN server that reads the listener.
-	user   string
-	client netip.AddrPort
+	// user and asked, the bytes that it has, are of the request that is being
+	// served: they are touched by the one goroutine of the TURN server that reads
+	// the listener, which also writes the responses.
+	user  string
+	asked int
 }
 
 func newTURNListener(t *TURNServer, conn net.PacketConn) *turnListener {
@@ -53,6 +55,7 @@ func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
 				failed = 0
 				continue
 			}
+			l.asked = n
 			return n, from, nil
 		}
 		if errors.Is(err, net.ErrClosed) || failed >= maxReadErrors {
@@ -65,26 +68,23 @@ func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
 // release tells the server that the listener is not read any more.
 func (l *turnListener) release() { l.done.Do(l.server.readers.Done) }
 
+// WriteTo sends to a client, and drops an answer that is too long for its
+// request: that came from a forged source, or from a client that will say more
+// when it asks again.
+func (l *turnListener) WriteTo(b []byte, to net.Addr) (int, error) {
+	if isResponse(b) && amplifies(len(b), l.asked) {
+		l.server.counters.droppedFlood.Add(1)
+		return len(b), nil
+	}
+	return l.PacketConn.WriteTo(b, to)
+}
+
 // permit is asked for each CreatePermission, ChannelBind and Connect, in the
 // goroutine that has just called onAuth for the same request.
-func (l *turnListener) permit(_ net.Addr, peerIP net.IP) bool {
-	peer, ok := netip.AddrFromSlice(peerIP)
-	if ok && l.server.mayReach(l.user, canonicalPeer(peer)) {
-		return true
-	}
-	l.server.counters.refusedPeer.Add(1)
-	l.server.log.Debug().Str("session", shortUser(l.user)).Stringer("addr", peer.Unmap()).
-		Msg("turn: permission refused, not the address of the session's miner")
-	return false
-}
-
-func shortUser(name string) string { return name[:min(8, len(name))] }
+func (l *turnListener) permit(_ net.Addr, peerIP net.IP) bool { return l.server.permit(l.user, peerIP) }
 
 // relayGenerator opens the relayed sockets of one listener.
-type relayGenerator struct {
-	server   *TURNServer
-	listener *turnListener
-}
+type relayGenerator struct{ server *TURNServer }
 
 var _ turn.RelayAddressGenerator = (*relayGenerator)(nil)
 
@@ -129,12 +129,16 @@ func (g *relayGenerator) AllocatePacketConn(conf turn.AllocateListenerConfig) (n
 		t.counters.refusedQuota.Add(1)
 		return nil, nil, err
 	}
-	r := newRelayConn(t, ts, conn)
+	announced := netip.AddrPortFrom(ip, addrPort(conn.LocalAddr()).Port())
+	r := newRelayConn(t, ts, conn, announced)
 	t.relays[r] = struct{}{}
 	ts.relays[r] = struct{}{}
+	if ts.node != nil {
+		ts.node.relays++
+	}
+	t.pairLocked(ts)
 	t.readers.Add(1)
-	local := addrPort(conn.LocalAddr())
-	return r, net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, local.Port())), nil
+	return r, net.UDPAddrFromAddrPort(announced), nil
 }
 
 // relayIP decides which address the peer will see.
@@ -143,7 +147,7 @@ func (g *relayGenerator) relayIP(ts *turnSession, v6 bool) (netip.Addr, error) {
 	if ip := g.server.cfg.RelayIP; ip.IsValid() && fits(ip) {
 		return ip, nil
 	}
-	listener := addrPort(g.listener.LocalAddr()).Addr()
+	listener := ts.local.Addr()
 	if fits(listener) && !listener.IsLoopback() {
 		return listener, nil
 	}
@@ -157,7 +161,7 @@ func (g *relayGenerator) relayIP(ts *turnSession, v6 bool) (netip.Addr, error) {
 	if fits(listener) {
 		return listener, nil
 	}
-	if client := g.listener.client.Addr(); client.IsValid() && client.Is6() == v6 {
+	if client := ts.client.Addr(); client.IsValid() && client.Is6() == v6 {
 		if ip := routeSource(client); fits(ip) {
 			return ip, nil
 		}
@@ -227,23 +231,28 @@ func isLocal(ip netip.Addr) bool {
 // ports in their range (RFC 4787 §4.2.2, REQ-3).
 const minPeerPort = 1024
 
-// relayConn is a relayed socket that speaks to the session's miner only, below
-// a rate, until the session expires. It enforces by itself what permissions
-// already say, since those outlive a change of the session's addresses.
+// relayConn is a relayed socket that speaks to the other end of its session
+// only, below a rate, until the session expires. It enforces by itself what
+// permissions already say, since those outlive a change of the session's
+// addresses.
 type relayConn struct {
 	*net.UDPConn
-	server  *TURNServer
-	session *turnSession
-	rights  atomic.Pointer[rights]
-	limit   *rate.Limiter // nil: none
-	heard   heardPeers
-	once    sync.Once // the end of reading
+	server    *TURNServer
+	session   *turnSession
+	node      *nodeUse
+	announced netip.AddrPort // what the peer sees
+	rights    atomic.Pointer[rights]
+	limit     *rate.Limiter // nil: none
+	heard     heardPeers
+	pairs     atomic.Pointer[map[netip.AddrPort]*relayConn] // of the session's other leg
+	handed    *handover
+	once      sync.Once // the end of reading
 }
 
-func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn) *relayConn {
-	r := &relayConn{UDPConn: conn, server: t, session: ts}
-	if bps := t.cfg.BytesPerSecond; bps > 0 {
-		r.limit = rate.NewLimiter(rate.Limit(bps), max(bps/4, 64<<10))
+func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn, announced netip.AddrPort) *relayConn {
+	r := &relayConn{
+		UDPConn: conn, server: t, session: ts, node: ts.node, announced: announced,
+		limit: newByteLimit(t.cfg.BytesPerSecond), handed: newHandover(),
 	}
 	r.rights.Store(ts.rights)
 	return r
@@ -252,6 +261,11 @@ func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn) *relayConn 
 func (r *relayConn) serves(peer netip.AddrPort) bool {
 	now := r.rights.Load()
 	return peer.Port() >= minPeerPort && now.peers[peer.Addr()] && time.Now().Before(now.expires)
+}
+
+// maySpeakTo reports whether a datagram may be sent to a peer that is served.
+func (r *relayConn) maySpeakTo(peer netip.AddrPort) bool {
+	return !r.server.cfg.PeersSpeakFirst || r.heard.has(peer) || r.rights.Load().known[peer]
 }
 
 // maxHeard bounds the miner's ports of one allocation. It has one, and a new one
@@ -288,27 +302,49 @@ func (h *heardPeers) has(peer netip.AddrPort) bool {
 }
 
 func (r *relayConn) within(n int) bool {
-	if r.limit == nil || r.limit.AllowN(time.Now(), n) {
+	now := time.Now()
+	if (r.limit == nil || r.limit.AllowN(now, n)) &&
+		(r.node == nil || r.node.limit == nil || r.node.limit.AllowN(now, n)) {
 		return true
 	}
 	r.server.counters.droppedRate.Add(1)
 	return false
 }
 
-// ReadFrom returns the next datagram of the miner. An error ends the
-// allocation.
+// ReadFrom returns the next datagram of the peer, or of the session's other
+// leg. An error ends the allocation.
 func (r *relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
-		n, from, err := r.ReadFromUDPAddrPort(b)
+		n, from, err := r.next(b)
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				r.ended()
-				return 0, nil, err
-			}
-			continue
+			r.ended()
+			return 0, nil, err
 		}
 		if tap := r.server.cfg.Tap; tap != nil {
 			tap(b[:n])
+		}
+		if r.within(n) {
+			r.server.counters.toClients.Add(uint64(n))
+			return n, net.UDPAddrFromAddrPort(from), nil
+		}
+	}
+}
+
+// next returns the next datagram that may pass.
+func (r *relayConn) next(b []byte) (int, netip.AddrPort, error) {
+	for {
+		if d, ok := r.handed.take(); ok {
+			return copy(b, d.data), d.from, nil
+		}
+		n, from, err := r.ReadFromUDPAddrPort(b)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return 0, netip.AddrPort{}, err
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			r.handed.rest(r.UDPConn)
+			continue
+		case err != nil:
+			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
 		if !r.serves(from) {
@@ -316,18 +352,16 @@ func (r *relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
 			continue
 		}
 		r.heard.add(from)
-		if !r.within(n) {
-			continue
-		}
-		r.server.counters.toClients.Add(uint64(n))
-		return n, net.UDPAddrFromAddrPort(from), nil
+		return n, from, nil
 	}
 }
 
-// WriteTo sends to the miner and drops what is for anybody else, or too much.
+// WriteTo sends to the peer and drops what is for anybody else, or too much.
 func (r *relayConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	peer := addrPort(to)
-	if !r.serves(peer) || r.server.cfg.PeersSpeakFirst && !r.heard.has(peer) {
+	other := r.pair(peer)
+	if other == nil && !(r.serves(peer) && r.maySpeakTo(peer)) ||
+		other != nil && !time.Now().Before(r.rights.Load().expires) {
 		r.server.counters.droppedPeer.Add(1)
 		return len(b), nil
 	}
@@ -335,7 +369,12 @@ func (r *relayConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		return len(b), nil
 	}
 	r.server.counters.toPeers.Add(uint64(len(b)))
-	_, _ = r.WriteToUDPAddrPort(b, peer) // a failing route is a lost datagram
+	switch {
+	case other == nil:
+		_, _ = r.WriteToUDPAddrPort(b, peer) // a failing route is a lost datagram
+	case !other.handed.give(other.UDPConn, b, r.announced):
+		r.server.counters.droppedRate.Add(1)
+	}
 	return len(b), nil
 }
 
@@ -355,6 +394,8 @@ func (r *relayConn) ended() {
 		r.server.mu.Lock()
 		delete(r.server.relays, r)
 		delete(r.session.relays, r)
+		r.server.leaveNodeLocked(r.node, 0, 1)
+		r.server.pairLocked(r.session)
 		r.server.mu.Unlock()
 		r.server.readers.Done()
 	})

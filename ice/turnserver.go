@@ -3,6 +3,7 @@ package ice
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -31,7 +32,8 @@ type TURNConfig struct {
 	RelayIP netip.Addr
 	// PortMin and PortMax bound the relayed ports, both included. Zero: any.
 	PortMin, PortMax uint16
-	// Realm is part of the credentials (RFC 8489 §9.2). Empty means "mintai".
+	// Realm is part of the credentials (RFC 8489 §9.2), at most 32 bytes. Empty
+	// means "mintai".
 	Realm string
 	// MaxAllocations bounds the allocations of all sessions. Zero: 256.
 	MaxAllocations int
@@ -77,8 +79,14 @@ const (
 	defaultRealm       = "mintai"
 	defaultAllocations = 256
 	defaultPerSession  = 2
+	defaultPerNode     = 16
 	defaultRate        = 16 << 20
+	defaultNodeRate    = 32 << 20
 	defaultLifetime    = 10 * time.Minute
+
+	// maxRealm keeps the demand for credentials, which has the realm, within three
+	// times the 36 bytes of a client's first request.
+	maxRealm = 32
 )
 
 func (c *TURNConfig) setDefaults() error {
@@ -94,6 +102,9 @@ func (c *TURNConfig) setDefaults() error {
 	if c.Realm == "" {
 		c.Realm = defaultRealm
 	}
+	if len(c.Realm) > maxRealm {
+		return fmt.Errorf("realm %q has more than %d bytes", c.Realm, maxRealm)
+	}
 	if c.MaxAllocations == 0 {
 		c.MaxAllocations = defaultAllocations
 	}
@@ -103,6 +114,15 @@ func (c *TURNConfig) setDefaults() error {
 	if c.BytesPerSecond == 0 {
 		c.BytesPerSecond = defaultRate
 	}
+	if c.MaxStreams == 0 {
+		c.MaxStreams = defaultMaxStreams
+	}
+	if c.MaxPerNode == 0 {
+		c.MaxPerNode = defaultPerNode
+	}
+	if c.NodeBytesPerSecond == 0 {
+		c.NodeBytesPerSecond = defaultNodeRate
+	}
 	if c.Lifetime == 0 {
 		c.Lifetime = defaultLifetime
 	}
@@ -110,8 +130,8 @@ func (c *TURNConfig) setDefaults() error {
 	return nil
 }
 
-// TURNServer relays for sessions that Allow told it of, to the addresses of
-// that session's miner and to nobody else. It answers STUN binding requests of
+// TURNServer relays for sessions that Allow told it of, between the two ends of
+// each and with nobody else. It answers STUN binding requests of
 // anybody (RFC 8489), so nodes can learn their address from it.
 type TURNServer struct {
 	cfg       TURNConfig
@@ -122,11 +142,14 @@ type TURNServer struct {
 
 	counters turnCounters
 	requests requestLimit
+	nonces   nonceSource
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	sessions map[string]*turnSession // by user name
+	nodes    map[identity.NodeID]*nodeUse
 	relays   map[*relayConn]struct{}
+	streams  map[*net.TCPAddr]*turnStream
 	swept    time.Time // when sessions were last looked through for their end
 }
 
@@ -137,7 +160,7 @@ type TURNStats struct {
 	BytesToClients        uint64 // from miners to clients
 	DroppedRate           uint64 // datagrams over BytesPerSecond
 	DroppedPeer           uint64 // datagrams to or from an address that is not the session's
-	DroppedFlood          uint64 // requests of a source that sends too many
+	DroppedFlood          uint64 // requests of a source that sends too many, and answers too long for theirs
 	RefusedAuth           uint64 // requests with unknown, expired or wrong credentials
 	RefusedPeer           uint64 // permissions asked for another than the session's miner
 	RefusedQuota          uint64 // allocations over a limit
@@ -159,7 +182,9 @@ func StartTURN(cfg TURNConfig) (*TURNServer, error) {
 		cfg:      cfg,
 		log:      cfg.Log,
 		sessions: make(map[string]*turnSession),
+		nodes:    make(map[identity.NodeID]*nodeUse),
 		relays:   make(map[*relayConn]struct{}),
+		streams:  make(map[*net.TCPAddr]*turnStream),
 	}
 	conns := slices.Clone(cfg.Conns)
 	for _, addr := range cfg.Listen {
@@ -184,26 +209,40 @@ func StartTURN(cfg TURNConfig) (*TURNServer, error) {
 		t.listeners = append(t.listeners, l)
 		listeners = append(listeners, turn.PacketConnConfig{
 			PacketConn:            l,
-			RelayAddressGenerator: &relayGenerator{server: t, listener: l},
+			RelayAddressGenerator: &relayGenerator{server: t},
 			PermissionHandler:     l.permit,
+		})
+	}
+	t.readers.Add(1)
+	t.nonces.conn = newNonceConn(t.readers.Done)
+	listeners = append(listeners, turn.PacketConnConfig{PacketConn: t.nonces.conn})
+	var streams []turn.ListenerConfig
+	if cfg.Streams != nil {
+		streams = append(streams, turn.ListenerConfig{
+			Listener:              newTURNStreams(t, cfg.Streams),
+			RelayAddressGenerator: &relayGenerator{server: t},
+			PermissionHandler:     t.permitOnStream,
 		})
 	}
 	server, err := turn.NewServer(turn.ServerConfig{
 		PacketConnConfigs:  listeners,
+		ListenerConfigs:    streams,
 		LoggerFactory:      pionLog{cfg.Log},
 		Realm:              cfg.Realm,
 		AuthHandler:        t.authenticate,
 		QuotaHandler:       t.quota,
-		EventHandler:       turn.EventHandler{OnAuth: t.onAuth, OnAllocationError: t.onError},
+		EventHandler:       turn.EventHandler{OnAuth: t.onAuth, OnAllocationCreated: t.onAllocated, OnAllocationError: t.onError},
 		AllocationLifetime: cfg.Lifetime,
 		// RFC 6156 §4.2: without REQUESTED-ADDRESS-FAMILY the relayed address is
 		// IPv4, also for a client that came over IPv6.
 		StrictAddressFamily: true,
 	})
-	if err != nil {
+	if err != nil { // nothing was started
 		for _, l := range t.listeners {
-			l.release()
 			_ = l.Close()
+		}
+		if cfg.Streams != nil {
+			_ = cfg.Streams.Close()
 		}
 		return nil, fmt.Errorf("turn: %w", err)
 	}
@@ -255,13 +294,14 @@ func (t *TURNServer) Close() error {
 		return nil
 	}
 	t.closed = true
-	relays := make([]*relayConn, 0, len(t.relays))
-	for r := range t.relays {
-		relays = append(relays, r)
-	}
+	relays := slices.Collect(maps.Keys(t.relays))
+	streams := slices.Collect(maps.Values(t.streams))
 	clear(t.sessions)
 	t.mu.Unlock()
 	err := t.server.Close()
+	for _, s := range streams {
+		_ = s.Close()
+	}
 	for _, r := range relays {
 		r.kill()
 	}

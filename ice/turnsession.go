@@ -39,24 +39,39 @@ func (s TURNSession) String() string { return "TURN session " + s.ID.Short() }
 // Format shows what String does, whatever the verb.
 func (s TURNSession) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
 
+// turnSession is one leg of a session.
 type turnSession struct {
 	id     identity.SessionID
+	miner  bool
 	key    []byte // RFC 8489 §9.2.2: MD5(username ":" realm ":" password)
+	node   *nodeUse
 	rights *rights
 	relays map[*relayConn]struct{}
+	// client sent the last signed request, to local.
+	client, local netip.AddrPort
 }
 
-// rights are what a session may do now. They are replaced, never changed:
-// relays read them without the server's lock.
+// rights are what a leg may do now. They are replaced, never changed: relays
+// read them without the server's lock.
 type rights struct {
 	peers   map[netip.Addr]bool
+	known   map[netip.AddrPort]bool
 	expires time.Time
 }
 
-// Allow admits the session, or updates it, and returns the user name that goes
-// with its password. Addresses that are no single host are left out.
+// userName names a leg: the session's identifier, which is hexadecimal, with an
+// "m" behind it for the miner's.
+func userName(id identity.SessionID, miner bool) string {
+	if miner {
+		return id.String() + "m"
+	}
+	return id.String()
+}
+
+// Allow admits one leg of a session, or updates it, and returns the user name
+// that goes with its password. Addresses that are no single host are left out.
 func (t *TURNServer) Allow(s TURNSession) (username string) {
-	username = s.ID.String()
+	username = userName(s.ID, s.Miner)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -65,22 +80,39 @@ func (t *TURNServer) Allow(s TURNSession) (username string) {
 	t.expireLocked(time.Now())
 	ts := t.sessions[username]
 	if ts == nil {
-		ts = &turnSession{id: s.ID, relays: make(map[*relayConn]struct{})}
+		ts = &turnSession{id: s.ID, miner: s.Miner, relays: make(map[*relayConn]struct{})}
+		ts.node = t.useNodeLocked(s.Node)
 		t.sessions[username] = ts
+		t.pairLocked(ts)
 	}
 	ts.key = turn.GenerateAuthKey(username, t.cfg.Realm, s.Password)
-	peers := make(map[netip.Addr]bool, len(s.Peers))
+	next := &rights{peers: make(map[netip.Addr]bool), known: make(map[netip.AddrPort]bool), expires: s.Expires}
 	for _, p := range s.Peers {
 		if p = canonicalPeer(p); p.IsValid() {
-			peers[p] = true
+			next.peers[p] = true
 		}
 	}
-	ts.grantLocked(&rights{peers: peers, expires: s.Expires})
+	for _, a := range s.Known {
+		next.know(a)
+	}
+	ts.grantLocked(next)
 	return username
 }
 
-// AddPeer lets the session reach one more address at which its miner was
-// observed. A session that is not known stays so.
+// know adds an exact address to rights that nobody reads yet.
+func (r *rights) know(a netip.AddrPort) {
+	if ip := canonicalPeer(a.Addr()); ip.IsValid() {
+		r.peers[ip] = true
+		r.known[netip.AddrPortFrom(ip, a.Port())] = true
+	}
+}
+
+func (r *rights) clone() *rights {
+	return &rights{peers: maps.Clone(r.peers), known: maps.Clone(r.known), expires: r.expires}
+}
+
+// AddPeer lets the client's leg reach one more address at which the session's
+// miner was observed. A session that is not known stays so.
 func (t *TURNServer) AddPeer(id identity.SessionID, peer netip.Addr) {
 	peer = canonicalPeer(peer)
 	if !peer.IsValid() {
@@ -88,40 +120,58 @@ func (t *TURNServer) AddPeer(id identity.SessionID, peer netip.Addr) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ts := t.sessions[id.String()]
+	ts := t.sessions[userName(id, false)]
 	if ts == nil || ts.rights.peers[peer] {
 		return
 	}
-	peers := maps.Clone(ts.rights.peers)
-	peers[peer] = true
-	ts.grantLocked(&rights{peers: peers, expires: ts.rights.expires})
+	next := ts.rights.clone()
+	next.peers[peer] = true
+	ts.grantLocked(next)
 }
 
 // AddKnown lets one leg of the session reach an exact address at which its
 // other end was observed, before anything came from there. A leg that is not
 // known stays so.
 func (t *TURNServer) AddKnown(id identity.SessionID, miner bool, addr netip.AddrPort) {
-	_, _, _ = id, miner, addr
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ts := t.sessions[userName(id, miner)]
+	if ts == nil || len(ts.rights.known) >= maxKnown {
+		return
+	}
+	next := ts.rights.clone()
+	next.know(addr)
+	ts.grantLocked(next)
 }
 
-// Extend moves the end of the session's rights, also of its relays. A session
-// that is not known stays so.
+// maxKnown bounds the exact addresses of a leg; a node has a few, and new ones
+// while it roams. Allow begins anew.
+const maxKnown = 64
+
+// Extend moves the end of the rights of both legs, also of their relays. A
+// session that is not known stays so.
 func (t *TURNServer) Extend(id identity.SessionID, expires time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if ts := t.sessions[id.String()]; ts != nil {
-		ts.grantLocked(&rights{peers: ts.rights.peers, expires: expires})
+	for _, miner := range []bool{false, true} {
+		if ts := t.sessions[userName(id, miner)]; ts != nil {
+			next := ts.rights.clone()
+			next.expires = expires
+			ts.grantLocked(next)
+		}
 	}
 }
 
-// Revoke ends the session's rights and frees its allocations at once.
+// Revoke ends the rights of both legs and frees their allocations at once.
 func (t *TURNServer) Revoke(id identity.SessionID) {
-	t.mu.Lock()
-	ts := t.sessions[id.String()]
-	delete(t.sessions, id.String())
 	var relays []*relayConn
-	if ts != nil {
-		relays = slices.Collect(maps.Keys(ts.relays))
+	t.mu.Lock()
+	for _, miner := range []bool{false, true} {
+		name := userName(id, miner)
+		if ts := t.sessions[name]; ts != nil {
+			relays = slices.AppendSeq(relays, maps.Keys(ts.relays))
+			t.forgetLocked(name, ts)
+		}
 	}
 	t.mu.Unlock()
 	for _, r := range relays {
@@ -129,7 +179,12 @@ func (t *TURNServer) Revoke(id identity.SessionID) {
 	}
 }
 
-// grantLocked replaces the session's rights, also of its relays.
+func (t *TURNServer) forgetLocked(name string, ts *turnSession) {
+	delete(t.sessions, name)
+	t.leaveNodeLocked(ts.node, 1, 0)
+}
+
+// grantLocked replaces the leg's rights, also of its relays.
 func (ts *turnSession) grantLocked(r *rights) {
 	ts.rights = r
 	for relay := range ts.relays {
@@ -137,8 +192,8 @@ func (ts *turnSession) grantLocked(r *rights) {
 	}
 }
 
-// expireLocked forgets sessions whose time is over. Their relays pass nothing
-// any more and end when they cannot be refreshed.
+// expireLocked forgets legs whose time is over. Their relays pass nothing any
+// more and end when they cannot be refreshed.
 func (t *TURNServer) expireLocked(now time.Time) {
 	if now.Sub(t.swept) < sweepInterval {
 		return
@@ -146,7 +201,7 @@ func (t *TURNServer) expireLocked(now time.Time) {
 	t.swept = now
 	for name, ts := range t.sessions {
 		if now.After(ts.rights.expires) && len(ts.relays) == 0 {
-			delete(t.sessions, name)
+			t.forgetLocked(name, ts)
 		}
 	}
 }
@@ -185,12 +240,50 @@ func (t *TURNServer) onAuth(src, dst net.Addr, _, username, _, _ string, verdict
 		t.counters.refusedAuth.Add(1)
 		return
 	}
+	t.mu.Lock()
+	if ts := t.sessions[username]; ts != nil {
+		ts.client, ts.local = tcpOrUDP(src), tcpOrUDP(dst)
+	}
+	t.mu.Unlock()
+	if s := t.stream(src); s != nil {
+		s.user = username
+		s.signed.Store(true)
+		return
+	}
 	for _, l := range t.listeners {
 		if l.LocalAddr() == dst || l.LocalAddr().String() == dst.String() {
-			l.user, l.client = username, addrPort(src)
+			l.user = username
 			return
 		}
 	}
+}
+
+// tcpOrUDP returns the canonical form of a client's or listener's address.
+func tcpOrUDP(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	}
+	return addrPort(a)
+}
+
+// onAllocated is called for each new allocation, in the goroutine that serves
+// the request and before its answer.
+func (t *TURNServer) onAllocated(src, _ net.Addr, _, username, _ string, relayed net.Addr, _ int) {
+	if t.cfg.OnAllocated == nil {
+		return
+	}
+	t.mu.Lock()
+	ts := t.sessions[username]
+	t.mu.Unlock()
+	if ts == nil {
+		return // revoked meanwhile
+	}
+	over := "udp"
+	if _, ok := src.(*net.TCPAddr); ok {
+		over = "tls"
+	}
+	t.cfg.OnAllocated(ts.id, ts.miner, addrPort(relayed), over)
 }
 
 // quota refuses allocations over a limit with the right error code (486);
@@ -212,16 +305,33 @@ func (t *TURNServer) quotaLocked(username string) error {
 		return fmt.Errorf("turn: no such session")
 	case len(ts.relays) >= t.cfg.PerSession:
 		return fmt.Errorf("turn: session %s has %d allocations", ts.id.Short(), len(ts.relays))
+	case ts.node != nil && ts.node.relays >= t.cfg.MaxPerNode:
+		return fmt.Errorf("turn: node %s has %d allocations", ts.node.id.Short(), ts.node.relays)
 	case len(t.relays) >= t.cfg.MaxAllocations:
 		return fmt.Errorf("turn: %d allocations in all", len(t.relays))
 	}
 	return nil
 }
 
-// mayReach reports whether the user's session has peer for its miner.
+// mayReach reports whether peer is where the other end of the user's session
+// is, or the other leg.
 func (t *TURNServer) mayReach(username string, peer netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	ts := t.sessions[username]
-	return ts != nil && ts.rights.peers[peer]
+	return ts != nil && (ts.rights.peers[peer] || t.pairedIPLocked(ts, peer))
 }
+
+// permit decides on a permission and counts refusals.
+func (t *TURNServer) permit(user string, peerIP net.IP) bool {
+	peer, ok := netip.AddrFromSlice(peerIP)
+	if ok && t.mayReach(user, canonicalPeer(peer)) {
+		return true
+	}
+	t.counters.refusedPeer.Add(1)
+	t.log.Debug().Str("session", shortUser(user)).Stringer("addr", peer.Unmap()).
+		Msg("turn: permission refused, not the address of the session's other end")
+	return false
+}
+
+func shortUser(name string) string { return name[:min(8, len(name))] }
