@@ -36,6 +36,9 @@ const (
 	lostGrace = 15 * time.Minute
 	// maxSessionsPerClient bounds what one connection can hold.
 	maxSessionsPerClient = 256
+	// proofTrickle is how long after a match its ends are told of addresses that
+	// the other proved only then.
+	proofTrickle = 15 * time.Second
 	// maxTrickles bounds the messages with candidates that one end of a session
 	// may send to the other.
 	maxTrickles = 16
@@ -51,7 +54,9 @@ type coordinatorConfig struct {
 	Local      identity.Secret // admits processes of the same user on this machine
 	Open       bool            // admit everyone
 	Public     []string        // host names or addresses by which the Internet reaches this machine
+	STUN       string          // UDP host:port for address probes, and the next port; empty: none; port 0: any two
 	TURN       turnSettings
+	PortMap    bool   // ask the router to forward the ports, when nothing here is public
 	Reputation string // the ledger's file
 	Deadlines  CoordinatorDeadlines
 	Log        zerolog.Logger
@@ -65,6 +70,7 @@ type coordinatorHooks struct {
 	conn    func(net.PacketConn) net.PacketConn             // around the signaling socket
 	handler func(signal.ServerHandler) signal.ServerHandler // around the coordinator
 	relay   func([]byte)                                    // each datagram that the relay receives
+	stun    []netip.Addr                                    // addresses for probes instead of STUN's
 }
 
 // turnSettings says which relay the coordinator lends.
@@ -87,13 +93,21 @@ type coordinator struct {
 	server *signal.Server
 	board  *match.Board
 	ledger *reputation.Ledger
-	turn   *ice.TURNServer // nil: none of our own
+	view   *netview
+	probes *ice.ProbeServer // nil: none
+	turn   *ice.TURNServer  // nil: none of our own
+	relays operatorRelays   // those of others
 
 	// mu guards what follows.
 	mu       sync.Mutex
 	miners   map[identity.NodeID]*minerEntry
 	sessions map[identity.SessionID]*coordinatorSession
-	clients  map[*signal.Peer]int // live sessions of each connected client
+	of       map[identity.NodeID]map[*coordinatorSession]struct{} // the sessions of each end
+	clients  map[*signal.Peer]int                                 // live sessions of each connected client
+
+	addrsMu sync.Mutex // guards addrs and looked
+	addrs   []netip.Addr
+	looked  time.Time
 
 	listingsMu sync.Mutex // guards listings
 	listings   [2]listing // for strangers, and for the coordinator's own user
@@ -103,6 +117,7 @@ type coordinator struct {
 type minerEntry struct {
 	peer       *signal.Peer
 	candidates []*signalpb.Candidate
+	network    *signalpb.Network // as it said last
 	lease      match.Lease
 }
 
@@ -110,7 +125,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	c := &coordinator{
 		cfg: cfg, log: cfg.Log,
 		miners: map[identity.NodeID]*minerEntry{}, sessions: map[identity.SessionID]*coordinatorSession{},
-		clients: map[*signal.Peer]int{},
+		of: map[identity.NodeID]map[*coordinatorSession]struct{}{}, clients: map[*signal.Peer]int{}, view: newNetview(),
 	}
 	defer func() {
 		if err != nil {
@@ -130,7 +145,11 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Err: err}
 	}
 	c.board = match.NewBoard(c.ledger)
-	if cfg.TURN.Enabled && len(cfg.TURN.URLs) == 0 {
+	c.relays.urls = cfg.TURN.URLs
+	if err := c.startProbes(); err != nil {
+		return nil, err
+	}
+	if c.lendsOwn() {
 		if err := c.startTURN(); err != nil {
 			return nil, err
 		}
@@ -140,7 +159,8 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 		handler = cfg.hooks.handler(c)
 	}
 	c.server, err = signal.NewServer(signal.ServerConfig{
-		Key: cfg.Key, Conn: transport, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease, Version: Version, Log: cfg.Log,
+		Key: cfg.Key, Conn: transport, Stun: c.stunAddrs, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease,
+		Version: Version, Log: cfg.Log,
 	})
 	return c, err
 }
@@ -150,14 +170,12 @@ func (c *coordinator) Run(ctx context.Context) error {
 	defer c.close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	swept := make(chan struct{})
-	go func() {
-		defer close(swept)
-		every(ctx, sweepEvery, c.sweep)
-	}()
+	var tasks sync.WaitGroup
+	tasks.Go(func() { every(ctx, sweepEvery, c.sweep) })
+	tasks.Go(func() { c.relays.run(ctx, c.log) })
 	err := c.server.Serve(ctx)
 	cancel()
-	<-swept
+	tasks.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
@@ -167,6 +185,9 @@ func (c *coordinator) Run(ctx context.Context) error {
 func (c *coordinator) close() {
 	if c.turn != nil {
 		_ = c.turn.Close()
+	}
+	if c.probes != nil {
+		_ = c.probes.Close()
 	}
 	if c.ledger != nil {
 		if err := c.ledger.Close(); err != nil {
@@ -201,12 +222,15 @@ func (c *coordinator) Joined(p *signal.Peer) {
 	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).Str("name", p.Name()).
 		Str("admitted_as", p.AdmittedAs()).Stringer("addr", p.Observed()).Msg("joined")
 	c.cfg.Metrics.joined(p.Role())
+	c.view.Joined(p.Node())
+	c.heard(p, time.Now())
 }
 
 // Left is called when a node's connection is gone. Its tunnels are not touched.
 func (c *coordinator) Left(p *signal.Peer, err error) {
 	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).AnErr("cause", err).Msg("left")
 	c.cfg.Metrics.left(p.Role())
+	c.view.Left(p.Node())
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -246,6 +270,7 @@ func (c *coordinator) Message(p *signal.Peer, env *signalpb.Envelope) {
 	now := time.Now()
 	switch m := env.GetMessage().(type) {
 	case *signalpb.Envelope_MatchRequest:
+		c.heard(p, now)
 		c.match(p, m.MatchRequest, now)
 	case *signalpb.Envelope_Lease:
 		c.lease(p, m.Lease, now)
@@ -254,7 +279,9 @@ func (c *coordinator) Message(p *signal.Peer, env *signalpb.Envelope) {
 	case *signalpb.Envelope_Decline:
 		c.declined(p, m.Decline, now)
 	case *signalpb.Envelope_Candidates:
-		c.relayCandidates(p, m.Candidates)
+		c.passCandidates(p, m.Candidates, now)
+	case *signalpb.Envelope_PeerSeen:
+		c.peerSeen(p, m.PeerSeen, now)
 	case *signalpb.Envelope_TunnelStatus:
 		c.tunnelStatus(p, m.TunnelStatus)
 	case *signalpb.Envelope_Receipt:
@@ -273,9 +300,14 @@ func (c *coordinator) lease(p *signal.Peer, l *signalpb.Lease, now time.Time) {
 	if p.Role() != signalpb.Role_ROLE_MINER {
 		return
 	}
+	c.heard(p, now)
 	lease := readLease(p, l, now.Add(c.cfg.Deadlines.Lease))
+	network := l.GetNetwork()
+	if network == nil {
+		network = p.Hello().GetNetwork()
+	}
 	c.mu.Lock()
-	c.miners[p.Node()] = &minerEntry{peer: p, candidates: l.GetCandidates(), lease: lease}
+	c.miners[p.Node()] = &minerEntry{peer: p, candidates: l.GetCandidates(), network: network, lease: lease}
 	c.mu.Unlock()
 	c.board.Put(lease)
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_LeaseAck{

@@ -42,30 +42,117 @@ func listenUDP(addr, setting string) (*net.UDPConn, error) {
 	return conn, nil
 }
 
-func (c *coordinator) startTURN() error {
-	listen, err := net.ResolveUDPAddr("udp", c.cfg.TURN.Listen)
-	if err != nil {
-		return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("[coordinator.turn] listen = %q: %v", c.cfg.TURN.Listen, err), Err: err}
+// lendsOwn reports whether the coordinator runs a relay itself.
+func (c *coordinator) lendsOwn() bool { return c.cfg.TURN.Enabled && len(c.cfg.TURN.URLs) == 0 }
+
+// startProbes answers where nodes find out what kind of network they are in.
+func (c *coordinator) startProbes() error {
+	if c.cfg.STUN == "" {
+		return nil
 	}
-	addr := listen.AddrPort()
-	addrs := []netip.AddrPort{addr}
-	if listen.IP == nil || listen.IP.IsUnspecified() { // one listener for each family that this machine has
-		addrs = []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())}
-		if hasIPv6() {
-			addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port()))
+	const setting = "[coordinator] stun"
+	addr, err := net.ResolveUDPAddr("udp", c.cfg.STUN)
+	if err != nil {
+		return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("%s = %q: %v", setting, c.cfg.STUN, err), Err: err}
+	}
+	cfg := ice.ProbeServerConfig{
+		Coordinator: c.cfg.Key.ID(), Addrs: c.cfg.hooks.stun, Shared: c.lendsOwn() && c.cfg.TURN.Listen == c.cfg.STUN,
+		OnProof: c.onProof, Log: c.log,
+	}
+	if ip, ok := netip.AddrFromSlice(addr.IP); ok && cfg.Addrs == nil {
+		cfg.Addrs = []netip.Addr{ip.Unmap()}
+	}
+	if port := uint16(addr.Port); port != 0 {
+		cfg.Ports = [2]uint16{port, port + 1}
+	}
+	if c.probes, err = ice.StartProbes(cfg); err != nil {
+		return &Error{
+			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("cannot answer address probes on UDP %s: %v", c.cfg.STUN, err), Err: err,
+			Hint: "choose another port with " + setting,
 		}
 	}
-	c.turn, err = ice.StartTURN(ice.TURNConfig{
-		Listen: addrs, RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
-		PeersSpeakFirst: true, Tap: c.cfg.hooks.relay,
-	})
-	if err != nil {
+	return nil
+}
+
+func (c *coordinator) startTURN() error {
+	cfg := ice.TURNConfig{
+		RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
+		PeersSpeakFirst: true, OnAllocated: c.allocated, Tap: c.cfg.hooks.relay,
+	}
+	if c.probes != nil && c.cfg.TURN.Listen == c.cfg.STUN {
+		cfg.Conns = c.probes.Conns()
+	} else {
+		var err error
+		if cfg.Listen, err = turnListen(c.cfg.TURN.Listen); err != nil {
+			return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("[coordinator.turn] listen = %q: %v", c.cfg.TURN.Listen, err), Err: err}
+		}
+	}
+	var err error
+	if c.turn, err = ice.StartTURN(cfg); err != nil {
 		return &Error{
 			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("the relay cannot listen on UDP %s: %v", c.cfg.TURN.Listen, err), Err: err,
 			Hint: "choose another port with [coordinator.turn] listen, or set enabled = false",
 		}
 	}
 	return nil
+}
+
+// turnListen returns one listener for each family that this machine has, when
+// the address names no host.
+func turnListen(text string) ([]netip.AddrPort, error) {
+	listen, err := net.ResolveUDPAddr("udp", text)
+	if err != nil {
+		return nil, err
+	}
+	addr := listen.AddrPort()
+	if listen.IP != nil && !listen.IP.IsUnspecified() {
+		return []netip.AddrPort{addr}, nil
+	}
+	addrs := []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())}
+	if hasIPv6() {
+		addrs = append(addrs, netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port()))
+	}
+	return addrs, nil
+}
+
+// stunAddrs are the addresses at which nodes find the probe server: what the
+// Internet sees before what only the local network does, and each with both
+// ports.
+func (c *coordinator) stunAddrs() []netip.AddrPort {
+	if c.probes == nil {
+		return nil
+	}
+	addrs := c.probes.Addrs()
+	var ports []uint16
+	for _, a := range addrs {
+		if !slices.Contains(ports, a.Port()) {
+			ports = append(ports, a.Port())
+		}
+	}
+	for _, public := range c.cfg.Public { // a NAT that forwards to this machine
+		host := public
+		if h, _, err := net.SplitHostPort(public); err == nil {
+			host = h
+		}
+		ip, ok := splitIP(host)
+		if !ok || slices.ContainsFunc(addrs, func(a netip.AddrPort) bool { return a.Addr() == ip.Unmap() }) {
+			continue
+		}
+		for _, port := range ports {
+			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), port))
+		}
+	}
+	slices.SortStableFunc(addrs, func(a, b netip.AddrPort) int {
+		switch x, y := isPublic(a.Addr()), isPublic(b.Addr()); {
+		case x == y:
+			return 0
+		case x:
+			return -1
+		default:
+			return 1
+		}
+	})
+	return addrs
 }
 
 // hasIPv6 reports whether a socket of that family can be opened.

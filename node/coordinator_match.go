@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -60,25 +59,34 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	s := &coordinatorSession{
 		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
 		request: req, exclude: exclude, attempt: attempt,
-		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session),
+		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session), matched: now,
 	}
-	c.sessions[s.id] = s
-	c.countLocked(p, 1)
-	candidates := withObserved(entry.candidates, entry.peer)
+	c.openLocked(s)
 	c.mu.Unlock()
 
+	client := c.look(p, newest(req.GetCandidates(), p.Hello().GetCandidates()), requestNetwork(req, p), now)
+	miner := c.look(entry.peer, entry.candidates, entry.network, now)
+	o := foresee(client, miner, req.GetNeeds().GetDirectOnly())
+	c.mu.Lock()
+	s.outlook = o
+	c.mu.Unlock()
 	forClient, forMiner := mintICE()
-	sameUser := p.AdmittedAs() == admittedLocal && entry.peer.AdmittedAs() == admittedLocal
+	relayClient, relayMiner := c.lendRelay(s, client, miner, o)
+	sameUser := client.local && miner.local
 	lifetime := max(1, time.Until(s.expires).Milliseconds())
+	ofMiner := miner.offered(o)
 	grant := &signalpb.Grant{
 		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
 		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
-		Candidates: candidates, Relay: c.lendRelay(s, entry.peer), Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
+		Candidates: ofMiner, Relay: relayClient, Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
 		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
+		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.proven), Near: o.near,
+		MinerMapping: writeBehavior(miner.firstMapping(ofMiner)), MinerUdpBlocked: o.legs,
 	}
 	offer := &signalpb.Offer{
 		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
-		Ice: forMiner, Candidates: withObserved(p.Hello().GetCandidates(), p), Call: req.GetNeeds().GetCall(), SameUser: sameUser,
+		Ice: forMiner, Candidates: client.offered(o), Call: req.GetNeeds().GetCall(), SameUser: sameUser, Relay: relayMiner,
+		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.shown(o)), Near: o.near,
 	}
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", now)
@@ -87,7 +95,8 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
 	c.cfg.Metrics.matched(time.Since(started))
 	c.log.Info().Str("session", s.id.Short()).Str("client", p.Node().Short()).Str("miner", choice.Miner.Short()).
-		Str("model", string(choice.Model.Name)).Uint32("attempt", attempt).Str("why", choice.Why).Msg("matched")
+		Str("model", string(choice.Model.Name)).Uint32("attempt", attempt).Str("why", choice.Why).
+		Stringer("expect", o.expect).Stringer("reason", o.reason).Msg("matched")
 }
 
 func nodeBytes(id identity.NodeID) []byte { return id[:] }
@@ -97,56 +106,6 @@ func mintICE() (forClient, forMiner *signalpb.ICE) {
 	a, b := ice.NewCredentials(), ice.NewCredentials()
 	return &signalpb.ICE{LocalUfrag: a.Ufrag, LocalPwd: a.Pwd, RemoteUfrag: b.Ufrag, RemotePwd: b.Pwd},
 		&signalpb.ICE{LocalUfrag: b.Ufrag, LocalPwd: b.Pwd, RemoteUfrag: a.Ufrag, RemotePwd: a.Pwd}
-}
-
-// maxCandidates bounds what one peer is told of another.
-const maxCandidates = 8
-
-// withObserved adds where the coordinator sees the peer: its server-reflexive
-// candidate, because signaling and tunnels share one socket. Loopback means
-// another machine at the other end, so only an observed one is passed on.
-func withObserved(candidates []*signalpb.Candidate, p *signal.Peer) []*signalpb.Candidate {
-	observed := p.Observed()
-	out := make([]*signalpb.Candidate, 0, len(candidates)+1)
-	kind := signalpb.CandidateKind_CANDIDATE_SRFLX
-	for _, candidate := range candidates {
-		addr, ok := readAddress(candidate.GetAddress())
-		switch {
-		case !ok, addr.Addr().IsLoopback(), len(out) == maxCandidates-1:
-		case addr == observed:
-			kind = signalpb.CandidateKind_CANDIDATE_HOST // it goes first, below
-		default:
-			out = append(out, candidate)
-		}
-	}
-	if observed.Addr().IsLoopback() {
-		kind = signalpb.CandidateKind_CANDIDATE_HOST
-	}
-	return append([]*signalpb.Candidate{{Kind: kind, Address: writeAddress(observed)}}, out...)
-}
-
-// lendRelay opens the relay for one session: its client may reach that
-// session's miner, at the addresses where the coordinator has seen it, and
-// nobody else.
-func (c *coordinator) lendRelay(s *coordinatorSession, miner *signal.Peer) *signalpb.Relay {
-	switch {
-	case len(c.cfg.TURN.URLs) > 0:
-		// Such a relay refuses even to refresh once they have expired, and no
-		// renewal of the session reaches it.
-		expires := s.expires.Add(operatorRelayLife)
-		user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, expires)
-		return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
-	case c.turn == nil:
-		return nil
-	}
-	password := ice.NewCredentials().Pwd
-	user := c.turn.Allow(ice.TURNSession{
-		ID: s.id, Password: password, Peers: []netip.Addr{miner.Observed().Addr()}, Expires: s.expires,
-	})
-	return &signalpb.Relay{
-		Port: uint32(c.turnPort()), Username: user, Password: password, Realm: "mintai",
-		ExpiresUnixMs: s.expires.UnixMilli(),
-	}
 }
 
 // taken notes that the miner expects the client.

@@ -81,6 +81,11 @@ func plain(a netip.AddrPort) netip.AddrPort {
 // reports whether that one was not among the proven ones before. Peers go by
 // the IP address, and on one machine by the port as well.
 func (v *netview) Saw(id identity.NodeID, from, at netip.AddrPort, now time.Time) (isNew bool) {
+	return v.SawEarlier(id, from, at, now, now)
+}
+
+// SawEarlier is Saw for a packet that came some time before now.
+func (v *netview) SawEarlier(id identity.NodeID, from, at netip.AddrPort, when, now time.Time) (isNew bool) {
 	from, at = plain(from), plain(at)
 	if !from.IsValid() || from.Port() == 0 || from.Addr().IsUnspecified() || from.Addr().IsMulticast() {
 		return false
@@ -91,7 +96,7 @@ func (v *netview) Saw(id identity.NodeID, from, at netip.AddrPort, now time.Time
 	isNew = !slices.ContainsFunc(w.sightings, func(s sighting) bool {
 		return s.fresh(now) && (s.from == from || s.from.Addr() == from.Addr() && !from.Addr().IsLoopback())
 	})
-	w.see(sighting{from: from, at: at, when: now}, now)
+	w.see(sighting{from: from, at: at, when: when}, now)
 	return isNew
 }
 
@@ -100,6 +105,14 @@ func (s sighting) fresh(now time.Time) bool { return now.Sub(s.when) < provenFor
 // see keeps a sighting in place of an older one, of what is no longer proven, or
 // of the oldest from the address that has the most.
 func (w *watched) see(s sighting, now time.Time) {
+	if !s.fresh(now) {
+		return
+	}
+	for _, o := range w.sightings {
+		if o.from == s.from && o.at == s.at && o.when.After(s.when) {
+			return // what happened is told late
+		}
+	}
 	w.sightings = slices.DeleteFunc(w.sightings, func(o sighting) bool {
 		return o.from == s.from && o.at == s.at || !o.fresh(now)
 	})

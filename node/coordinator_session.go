@@ -29,7 +29,35 @@ type coordinatorSession struct {
 	expires   time.Time
 	orphaned  time.Time // when the session ends because its client left; zero: it is here
 	renewed   time.Time // when its client last renewed it
-	trickles  map[signalpb.Role]int
+	matched   time.Time // when the two were told of each other
+	outlook   outlook
+	relayed   int                   // relayed addresses of which an end was told
+	reports   int                   // of where an end came from
+	trickles  map[signalpb.Role]int // messages that one end caused at the other
+}
+
+// openLocked makes a session known.
+func (c *coordinator) openLocked(s *coordinatorSession) {
+	c.sessions[s.id] = s
+	c.countLocked(s.client, 1)
+	for _, id := range []identity.NodeID{s.clientID, s.minerID} {
+		if c.of[id] == nil {
+			c.of[id] = make(map[*coordinatorSession]struct{})
+		}
+		c.of[id][s] = struct{}{}
+	}
+}
+
+// trickleLocked reports whether one end may cause another message at the other.
+func (s *coordinatorSession) trickleLocked(from signalpb.Role) bool {
+	if s.trickles[from] >= maxTrickles {
+		return false
+	}
+	if s.trickles == nil {
+		s.trickles = make(map[signalpb.Role]int, 2)
+	}
+	s.trickles[from]++
+	return true
 }
 
 // sessionLocked returns the session if p's node is one of its two ends.
@@ -73,47 +101,6 @@ func (c *coordinator) tellMiner(s *coordinatorSession, env *signalpb.Envelope) b
 	return m != nil && m.peer.TrySend(env) == nil // whose haste it was is not the miner's fault
 }
 
-// relayCandidates passes trickled candidates to the session's other end.
-func (c *coordinator) relayCandidates(p *signal.Peer, m *signalpb.Candidates) {
-	c.mu.Lock()
-	s := c.sessionLocked(p, m.GetSession())
-	if s == nil || s.trickles[p.Role()] >= maxTrickles {
-		c.mu.Unlock()
-		return
-	}
-	if s.trickles == nil {
-		s.trickles = make(map[signalpb.Role]int, 2)
-	}
-	s.trickles[p.Role()]++
-	to := s.client
-	if miner := c.miners[s.minerID]; p.Role() == signalpb.Role_ROLE_CLIENT {
-		if miner == nil {
-			c.mu.Unlock()
-			return
-		}
-		to = miner.peer
-	}
-	c.mu.Unlock()
-	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
-		Session: m.GetSession(), Candidates: relayable(m.GetCandidates(), p, to),
-	}}})
-}
-
-// relayable leaves out loopback addresses unless both ends are on this machine:
-// elsewhere they name services of the machine that is told to send to them.
-func relayable(candidates []*signalpb.Candidate, from, to *signal.Peer) []*signalpb.Candidate {
-	if from.Observed().Addr().IsLoopback() && to.Observed().Addr().IsLoopback() {
-		return candidates
-	}
-	out := make([]*signalpb.Candidate, 0, len(candidates))
-	for _, candidate := range candidates {
-		if addr, ok := readAddress(candidate.GetAddress()); ok && !addr.Addr().IsLoopback() {
-			out = append(out, candidate)
-		}
-	}
-	return out
-}
-
 // tunnelStatus watches the health of a connection.
 func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
 	c.mu.Lock()
@@ -127,7 +114,7 @@ func (c *coordinator) tunnelStatus(p *signal.Peer, m *signalpb.TunnelStatus) {
 	}
 	c.cfg.Metrics.tunnel(m)
 	c.log.Debug().Str("session", s.id.Short()).Str("peer", p.Node().Short()).Str("state", m.GetState().String()).
-		Str("path", m.GetPathKind()).Str("reason", m.GetPathReason()).Dur("rtt", time.Duration(m.GetRttUs())*time.Microsecond).
+		Str("path", m.GetPathKind()).Str("reason", reasonLabel(m.GetReason())).Dur("rtt", time.Duration(m.GetRttUs())*time.Microsecond).
 		Uint64("lost", m.GetPacketsLost()).Msg("tunnel")
 }
 
@@ -176,6 +163,11 @@ func sessionEndMessage(id identity.SessionID, reason string) *signalpb.Envelope 
 // endLocked forgets the session and what was lent to it.
 func (c *coordinator) endLocked(s *coordinatorSession) {
 	delete(c.sessions, s.id)
+	for _, id := range []identity.NodeID{s.clientID, s.minerID} {
+		if delete(c.of[id], s); len(c.of[id]) == 0 {
+			delete(c.of, id)
+		}
+	}
 	c.countLocked(s.client, -1)
 	c.board.End(s.id)
 	if c.turn != nil {
@@ -209,6 +201,9 @@ func (c *coordinator) sweep(now time.Time) {
 		c.nextMiner(s, "did not take the offer in time", now)
 	}
 	c.cfg.Metrics.load(c.counts())
+	if c.turn != nil {
+		c.cfg.Metrics.lent(c.turn.Stats().Allocations)
+	}
 }
 
 func isDone(p *signal.Peer) bool {

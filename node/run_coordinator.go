@@ -45,7 +45,7 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 	registry := newRegistry()
 	co, err := newCoordinator(coordinatorConfig{
 		Key: key, Listen: cfg.Listen, JoinSecret: secret, Local: identity.NewSecret(), Open: cfg.Access == AccessOpen,
-		Public: cfg.Public, TURN: turnOf(cfg.TURN), Reputation: s.paths.Ledger(), Deadlines: cfg.Deadlines,
+		Public: cfg.Public, STUN: cfg.STUN, TURN: turnOf(cfg.TURN), Reputation: s.paths.Ledger(), Deadlines: cfg.Deadlines,
 		Log: s.log, Metrics: newCoordinatorMetrics(registry),
 	})
 	if err != nil {

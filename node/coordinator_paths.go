@@ -1,0 +1,341 @@
+package node
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/signal"
+	"mintai/signal/signalpb"
+)
+
+// signalSilence is how long a node's last packet may be ago while its connection
+// lives: the idle timeout of signaling.
+const signalSilence = 30 * time.Second
+
+// heard notes that a message of the peer has just arrived, from an address that
+// it thereby proves.
+func (c *coordinator) heard(p *signal.Peer, now time.Time) {
+	if p.OverTLS() {
+		return
+	}
+	from := p.Observed()
+	if c.view.Saw(p.Node(), from, c.signalAt(from.Addr()), now) {
+		c.proved(p.Node(), from, now)
+	}
+}
+
+// onProof is told of each probe that a node signed.
+func (c *coordinator) onProof(proof ice.Proof) {
+	now := time.Now()
+	if c.view.Saw(proof.Node, proof.From, proof.At, now) {
+		c.proved(proof.Node, plain(proof.From), now)
+	}
+}
+
+// signalAt is the address of this machine to which signaling from an address
+// came; zero when it may be one of several.
+func (c *coordinator) signalAt(from netip.Addr) netip.AddrPort {
+	at := c.Addr()
+	if !at.Addr().IsUnspecified() {
+		return at
+	}
+	if from.IsLoopback() {
+		return netip.AddrPortFrom(from, at.Port())
+	}
+	var only netip.Addr
+	for _, a := range c.ownAddrs() {
+		if a.Is6() != from.Is6() {
+			continue
+		}
+		if only.IsValid() {
+			return netip.AddrPort{}
+		}
+		only = a
+	}
+	if !only.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(only, at.Port())
+}
+
+// ownAddrs are this machine's addresses, as of some seconds ago.
+func (c *coordinator) ownAddrs() []netip.Addr {
+	const lookEvery = 10 * time.Second
+	c.addrsMu.Lock()
+	defer c.addrsMu.Unlock()
+	if now := time.Now(); now.Sub(c.looked) > lookEvery {
+		c.addrs, c.looked = localAddrs(), now
+	}
+	return c.addrs
+}
+
+// look puts together what is known of a peer.
+func (c *coordinator) look(p *signal.Peer, candidates []*signalpb.Candidate, said *signalpb.Network, now time.Time) peerView {
+	v := peerView{
+		id: p.Node(), relay: said.GetRelay(), observed: p.Observed(), overTLS: p.OverTLS(), candidates: candidates,
+		local: p.AdmittedAs() == admittedLocal,
+	}
+	if !v.overTLS && // its connection lives, so it was heard from there not long ago
+		c.view.SawEarlier(v.id, v.observed, c.signalAt(v.observed.Addr()), now.Add(-signalSilence), now) {
+		c.proved(v.id, v.observed, now)
+	}
+	v.proven = c.view.Proven(v.id, now)
+	seen := [2]*ice.Family{c.view.Family(v.id, false, now), c.view.Family(v.id, true, now)}
+	v.network = readNetwork(seen, said, candidates, v.proven, v.overTLS)
+	return v
+}
+
+// newest returns what was said last: the first list that says anything.
+func newest(lists ...[]*signalpb.Candidate) []*signalpb.Candidate {
+	for _, l := range lists {
+		if len(l) > 0 {
+			return l
+		}
+	}
+	return nil
+}
+
+// requestNetwork is what a client said last of its network.
+func requestNetwork(req *signalpb.MatchRequest, p *signal.Peer) *signalpb.Network {
+	if n := req.GetNetwork(); n != nil {
+		return n
+	}
+	return p.Hello().GetNetwork()
+}
+
+// otherLocked returns the connection of a session's other end; nil when it is
+// not here.
+func (c *coordinator) otherLocked(s *coordinatorSession, from signalpb.Role) *signal.Peer {
+	if from == signalpb.Role_ROLE_MINER {
+		return s.client
+	}
+	if m := c.miners[s.minerID]; m != nil {
+		return m.peer
+	}
+	return nil
+}
+
+// proved tells the sessions of a node of an address that it has proven: their
+// relays, and for a while after the match their other ends.
+func (c *coordinator) proved(id identity.NodeID, addr netip.AddrPort, now time.Time) {
+	type message struct {
+		to  *signal.Peer
+		env *signalpb.Envelope
+	}
+	var messages []message
+	c.mu.Lock()
+	for s := range c.of[id] {
+		role := signalpb.Role_ROLE_CLIENT
+		if s.minerID == id {
+			role = signalpb.Role_ROLE_MINER
+		}
+		if c.turn != nil {
+			c.turn.AddKnown(s.id, role == signalpb.Role_ROLE_CLIENT, addr)
+		}
+		to := c.otherLocked(s, role)
+		if to == nil || now.Sub(s.matched) > proofTrickle || s.outlook.hidden && role == signalpb.Role_ROLE_CLIENT || !s.trickleLocked(role) {
+			continue
+		}
+		m := &signalpb.Candidates{Session: s.id[:], Proven: writeAddresses([]netip.AddrPort{addr})}
+		if !s.outlook.hidden {
+			m.Candidates = []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_SRFLX, Address: writeAddress(addr)}}
+		}
+		messages = append(messages, message{to: to, env: &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}})
+	}
+	c.mu.Unlock()
+	for _, m := range messages {
+		_ = m.to.TrySend(m.env)
+	}
+}
+
+// peerSeen takes a report of where a session's other end arrived from. It tells
+// nothing when the two are near: between neighbours there is perhaps no NAT, and
+// one that is on this machine sees what the coordinator sees.
+func (c *coordinator) peerSeen(p *signal.Peer, m *signalpb.PeerSeen, now time.Time) {
+	addr, ok := readAddress(m.GetAddress())
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	if s == nil || !ok || s.outlook.near || s.reports >= maxTrickles {
+		c.mu.Unlock()
+		return
+	}
+	s.reports++
+	other := s.clientID
+	if p.Role() == signalpb.Role_ROLE_CLIENT {
+		other = s.minerID
+	}
+	c.mu.Unlock()
+	if own := p.Observed().Addr(); !own.IsLoopback() && !slices.Contains(c.ownAddrs(), own) {
+		c.view.PeerSaw(other, addr, now)
+	}
+}
+
+// passCandidates passes trickled candidates to the session's other end, those
+// that it may use.
+func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now time.Time) {
+	c.mu.Lock()
+	s := c.sessionLocked(p, m.GetSession())
+	if s == nil || !s.trickleLocked(p.Role()) {
+		c.mu.Unlock()
+		return
+	}
+	to, o := c.otherLocked(s, p.Role()), s.outlook
+	c.mu.Unlock()
+	if to == nil {
+		return
+	}
+	from := peerView{proven: c.view.Proven(p.Node(), now)}
+	candidates := from.trickled(m.GetCandidates(), o, append(c.relays.addrs(), c.ownRelayAddrs()...))
+	if len(candidates) == 0 {
+		return
+	}
+	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+		Session: m.GetSession(), Candidates: candidates,
+	}}})
+}
+
+func (c *coordinator) ownRelayAddrs() []netip.Addr {
+	if c.turn == nil {
+		return nil
+	}
+	out := append(c.ownAddrs(), c.Addr().Addr())
+	return append(out, c.relayIP())
+}
+
+// lendRelay opens the relay for one session: its client may reach that
+// session's miner, at the addresses where the coordinator has seen it, and
+// nobody else. A miner that UDP does not reach gets a leg of its own.
+func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o outlook) (forClient, forMiner *signalpb.Relay) {
+	if !o.lend {
+		return nil, nil
+	}
+	switch {
+	case len(c.cfg.TURN.URLs) > 0:
+		forClient = c.operatorRelay(s)
+		if o.legs {
+			forMiner = c.operatorRelay(s)
+		}
+	case c.turn != nil:
+		forClient = c.ownRelay(ice.TURNSession{ID: s.id, Node: client.id, Peers: addrsOf(miner.proven), Known: miner.proven, Expires: s.expires})
+		if o.legs {
+			forMiner = c.ownRelay(ice.TURNSession{ID: s.id, Node: miner.id, Miner: true, Known: client.proven, Expires: s.expires})
+		}
+	}
+	return forClient, forMiner
+}
+
+func addrsOf(in []netip.AddrPort) (out []netip.Addr) {
+	for _, a := range in {
+		out = append(out, a.Addr())
+	}
+	return out
+}
+
+func (c *coordinator) ownRelay(t ice.TURNSession) *signalpb.Relay {
+	t.Password = ice.NewCredentials().Pwd
+	user := c.turn.Allow(t)
+	return &signalpb.Relay{
+		Port: uint32(c.turnPort()), Username: user, Password: t.Password,
+		Realm: c.turn.Realm(), Nonce: c.turn.Nonce(), ExpiresUnixMs: t.Expires.UnixMilli(),
+	}
+}
+
+// operatorRelay makes credentials for relays that somebody else runs. Those
+// refuse even to refresh once they have expired, and no renewal of the session
+// reaches them.
+func (c *coordinator) operatorRelay(s *coordinatorSession) *signalpb.Relay {
+	expires := s.expires.Add(operatorRelayLife)
+	user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, expires)
+	return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
+}
+
+// allocated tells a session's other end of a relayed address as soon as there is
+// one: before the end whose leg it is knows it itself.
+func (c *coordinator) allocated(id identity.SessionID, ofMiner bool, relayed netip.AddrPort, over string) {
+	role := signalpb.Role_ROLE_CLIENT
+	if ofMiner {
+		role = signalpb.Role_ROLE_MINER
+	}
+	c.mu.Lock()
+	s := c.sessions[id]
+	var to *signal.Peer
+	if s != nil && s.relayed < maxTrickles {
+		s.relayed++
+		to = c.otherLocked(s, role)
+	}
+	c.mu.Unlock()
+	if to == nil {
+		return
+	}
+	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+		Session:    id[:],
+		Candidates: []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_RELAY, Address: writeAddress(relayed)}},
+	}}})
+	c.log.Debug().Str("session", id.Short()).Str("role", roleName(role)).Str("over", over).Stringer("relayed", relayed).Msg("relay allocated")
+}
+
+// operatorRelays are the relays that somebody else runs, and where they are.
+type operatorRelays struct {
+	urls []string // RFC 7065
+
+	mu    sync.Mutex // guards found
+	found []netip.Addr
+}
+
+// resolveEvery is how often the names of relays are looked up.
+const resolveEvery = 5 * time.Minute
+
+// run looks up the relays until ctx ends.
+func (r *operatorRelays) run(ctx context.Context, log zerolog.Logger) {
+	if len(r.urls) == 0 {
+		return
+	}
+	r.resolve(ctx, log)
+	every(ctx, resolveEvery, func(time.Time) { r.resolve(ctx, log) })
+}
+
+func (r *operatorRelays) resolve(ctx context.Context, log zerolog.Logger) {
+	var found []netip.Addr
+	for _, url := range r.urls {
+		host := turnHost(url)
+		lookup, cancel := context.WithTimeout(ctx, 5*time.Second)
+		addrs, err := net.DefaultResolver.LookupNetIP(lookup, "ip", host)
+		cancel()
+		if err != nil {
+			log.Warn().Err(err).Str("relay", host).Msg("this relay's name does not resolve here")
+		}
+		for _, a := range addrs {
+			found = append(found, a.Unmap())
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(found) > 0 { // a name server that is away for a while moves no relay
+		r.found = found
+	}
+}
+
+// turnHost is the host of a URL that the configuration accepts.
+func turnHost(url string) string {
+	host, _, _ := strings.Cut(strings.TrimPrefix(url, "turn:"), "?")
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		return h
+	}
+	return strings.Trim(host, "[]")
+}
+
+// addrs are the IP addresses of the relays.
+func (r *operatorRelays) addrs() []netip.Addr {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.found)
+}
