@@ -136,7 +136,7 @@ func FuzzDemux(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 4, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 6, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := newDemux(&quic.Transport{})
-		conns := newSessionConns(d, nil, "", nil)
+		conns := newSessionConns(d, nil, rfc5769Password, nil)
 		d.register("evtj", conns)
 		before := bytes.Clone(b)
 		d.deliver(b, testFrom)
