@@ -103,6 +103,7 @@ func newDemux(t *quic.Transport) *demux {
 		transport: t,
 		byUfrag:   make(map[string]*sessionConns),
 		pending:   make(map[transactionID]*checkConn),
+		probes:    make(map[transactionID]chan<- probeAnswer),
 	}
 }
 
