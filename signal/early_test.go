@@ -181,6 +181,28 @@ func TestEarlyWindowIsBounded(t *testing.T) {
 	}
 }
 
+// TestTicketsAreHandedOutAsCopies: a connection without 0-RTT changes the state
+// that it was given.
+func TestTicketsAreHandedOutAsCopies(t *testing.T) {
+	c := startCoordinator(t, newKey(t), 0, grants)
+	n, _, _ := runNode(t, c, client, nil)
+	eventually(t, "a ticket", func() bool { return n.tickets.has(c.key.ID()) })
+	for range 2 {
+		state, ok := n.tickets.of(c.key.ID()).Get("mintai")
+		if !ok {
+			t.Fatal("no ticket")
+		}
+		_, session, err := state.ResumptionState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !session.EarlyData {
+			t.Error("the ticket no longer permits 0-RTT")
+		}
+		session.EarlyData = false
+	}
+}
+
 func TestTicketOfAnotherKeyIsNotUsed(t *testing.T) {
 	c := startCoordinator(t, newKey(t), 0, grants)
 	file := filepath.Join(t.TempDir(), "ticket")

@@ -196,8 +196,8 @@ func (n *Node) beWelcomed(l *link) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if reason := l.reason.Load(); reason != nil { // perhaps another link follows already
-		return reason
+	if n.link != l { // another follows already
+		return ErrMoved
 	}
 	n.publishLocked(l, w)
 	return nil
@@ -267,7 +267,7 @@ func (n *Node) read(l *link) error {
 			n.answer(m.Models.GetNonce(), Update{models: m.Models})
 			continue
 		case *signalpb.Envelope_LeaseAck:
-			n.observe(m.LeaseAck.GetObserved())
+			n.observe(l, m.LeaseAck.GetObserved())
 		case *signalpb.Envelope_Offer, *signalpb.Envelope_Candidates, *signalpb.Envelope_SessionEnd, *signalpb.Envelope_Renewed:
 		default:
 			l.abort(CloseBadMessage, nil)
@@ -278,7 +278,7 @@ func (n *Node) read(l *link) error {
 }
 
 // observe notes that the coordinator sees this node at another address.
-func (n *Node) observe(a *signalpb.Address) {
+func (n *Node) observe(l *link, a *signalpb.Address) {
 	if a == nil {
 		return
 	}
@@ -288,7 +288,9 @@ func (n *Node) observe(a *signalpb.Address) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.status.Observed = observed
+	if n.link == l {
+		n.status.Observed = observed
+	}
 }
 
 // read returns the next known message. A refusal is an error; so is the other

@@ -13,8 +13,8 @@ import (
 // move looks for a way over UDP while a link over TLS serves, and makes the link
 // that follows it before that one is left:
 //
-//	dialing --handshake--> greeting --Welcome--> moved: from ends, next serves
-//	   ^  |                    |
+//	dialing --handshake--> greeting --Welcome--> moved --one round trip--> from ends,
+//	   ^  |                    |                                           next serves
 //	   |  +---- no answer -----+
 //	   +--- Deadlines.Retry ---+
 type move struct {
@@ -40,6 +40,7 @@ func (m *move) run(ctx, dialing context.Context, udp *dialing) {
 	for {
 		if udp != nil {
 			if l := udp.await(dialing); l != nil && m.take(ctx, l) {
+				m.retire(dialing)
 				return
 			}
 		}
@@ -74,7 +75,8 @@ func (m *move) pause(ctx context.Context) bool {
 	}
 }
 
-// take greets the coordinator on l, and moves over when it welcomes this node.
+// take greets the coordinator on l, and moves over when it welcomes this node:
+// from now on everything is sent on l.
 func (m *move) take(ctx context.Context, l *link) bool {
 	n := m.node
 	w, err := m.greet(ctx, l)
@@ -89,9 +91,21 @@ func (m *move) take(ctx context.Context, l *link) bool {
 	n.link = l
 	n.publishLocked(l, w)
 	n.flushLocked(l, n.askAgainLocked(m.from, l)...)
-	m.from.abort(CloseLostRace, ErrMoved)
 	m.next = l
 	return true
+}
+
+// retire ends the link over TLS. What is under way on it arrives before, in both
+// directions; ctx ends when there is nothing to wait for.
+func (m *move) retire(ctx context.Context) {
+	timer := time.NewTimer(min(m.from.conn.ConnectionStats().SmoothedRTT, linger))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-m.from.conn.Context().Done():
+	case <-ctx.Done():
+	}
+	m.from.abort(CloseLostRace, ErrMoved)
 }
 
 // greet sends the Hello, if it was not sent early, and reads the Welcome.

@@ -21,7 +21,8 @@ type Handler interface {
 	// Connected: the coordinator admitted this node. After a reconnect it comes
 	// again.
 	Connected(*signalpb.Welcome)
-	// Disconnected follows each Connected, with the reason.
+	// Disconnected follows each Connected, with the reason. ErrMoved is none to
+	// worry about: Connected comes again at once.
 	Disconnected(err error)
 	// Message: Offer, Candidates, LeaseAck, SessionEnd, Renewed, and a Grant or
 	// NoMatch that no open Matching waits for.

@@ -22,6 +22,8 @@ type relay struct {
 	answers     [][]byte // held
 	held        [][]byte // of the node
 	flight      [][]byte // what the node sent before any answer reached it
+	black       bool     // everything is lost, in both directions
+	lost        int      // packets of the node
 }
 
 func newRelay(t *testing.T, to string) *relay {
@@ -58,6 +60,10 @@ func pump(c *net.UDPConn, f func([]byte, netip.AddrPort)) {
 func (r *relay) fromNode(b []byte, from netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.black {
+		r.lost++
+		return
+	}
 	r.node = from
 	if r.holdNode {
 		r.held = append(r.held, b)
@@ -72,11 +78,28 @@ func (r *relay) fromNode(b []byte, from netip.AddrPort) {
 func (r *relay) fromCoordinator(b []byte, _ netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.black {
+		return
+	}
 	if r.holdAnswers {
 		r.answers = append(r.answers, b)
 		return
 	}
 	_, _ = r.front.WriteToUDPAddrPort(b, r.node)
+}
+
+// lose makes it a black hole, or ends that.
+func (r *relay) lose(black bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.black = black
+}
+
+// dropped is how many packets of the node were lost so far.
+func (r *relay) dropped() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost
 }
 
 // oneFlight holds the coordinator's answers from now on.

@@ -58,7 +58,7 @@ type ServerConfig struct {
 	// NewTransport. One that closes ends alone.
 	Streams []*quic.Transport
 	// Stun returns where the coordinator answers STUN, for each Welcome: each of
-	// its addresses with two ports (RFC 5780). The first MaxStun are told. It must
+	// its addresses with two ports (RFC 5780). The first MaxAddresses are told. It must
 	// not block. Nil: nowhere.
 	Stun func() []netip.AddrPort
 	// Admit decides about each connection, also a resumed one, so that a ban
@@ -419,7 +419,7 @@ func (s *Server) stun() []*signalpb.Address {
 	}
 	var addrs []*signalpb.Address
 	for _, a := range s.cfg.Stun() {
-		if a.IsValid() && a.Port() != 0 && len(addrs) < MaxStun {
+		if a.IsValid() && a.Port() != 0 && len(addrs) < MaxAddresses {
 			addrs = append(addrs, Address(a))
 		}
 	}

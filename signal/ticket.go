@@ -114,11 +114,32 @@ func (t *tickets) of(coordinator identity.NodeID) *ticketCache {
 	return &ticketCache{tickets: t, coordinator: coordinator}
 }
 
-// Get returns the ticket whoever gave it; connections use ticketCache.
+// Get returns a copy of the ticket whoever gave it; connections use ticketCache.
+// It is a copy because quic-go marks the state of a connection without 0-RTT as
+// unfit for 0-RTT, and several connections are made at once.
 func (t *tickets) Get(string) (*tls.ClientSessionState, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.state, t.state != nil
+	if t.state == nil {
+		return nil, false
+	}
+	state, err := cloneTicket(t.state)
+	return state, err == nil
+}
+
+func cloneTicket(state *tls.ClientSessionState) (*tls.ClientSessionState, error) {
+	ticket, session, err := state.ResumptionState()
+	if err != nil {
+		return nil, err
+	}
+	b, err := session.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	if session, err = tls.ParseSessionState(b); err != nil {
+		return nil, err
+	}
+	return tls.NewResumptionState(ticket, session)
 }
 
 // Put forgets the ticket when state is nil; new tickets come by way of store.

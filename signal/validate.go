@@ -22,8 +22,7 @@ const (
 	MaxExclude    = 64  // miners in a MatchRequest
 	MaxOffers     = 512 // in Models
 	MaxURLs       = 8   // of a relay
-	MaxStun       = 16  // STUN addresses in a Welcome
-	MaxProven     = 16  // proven addresses in one message
+	MaxAddresses  = 16  // of STUN in a Welcome; proven, in one message
 	MaxNonce      = 128 // bytes of a relay's nonce
 	proofSize     = 32  // HMAC-SHA256
 	maxTokens     = 1 << 30
@@ -59,7 +58,7 @@ func validate(env *signalpb.Envelope) error {
 	case *signalpb.Envelope_Welcome:
 		return first(text("welcome.admitted_as", m.Welcome.GetAdmittedAs(), MaxWord), text("welcome.version", m.Welcome.GetVersion(), MaxWord),
 			optionalAddress("welcome.observed", m.Welcome.GetObserved()), duration("welcome.lease_ttl_ms", m.Welcome.GetLeaseTtlMs()),
-			addresses("welcome.stun", m.Welcome.GetStun(), MaxStun))
+			addresses("welcome.stun", m.Welcome.GetStun()))
 	case *signalpb.Envelope_Refused:
 		return first(text("refused.message", m.Refused.GetMessage(), MaxText), duration("refused.retry_after_ms", m.Refused.GetRetryAfterMs()))
 	case *signalpb.Envelope_MatchRequest:
@@ -77,7 +76,7 @@ func validate(env *signalpb.Envelope) error {
 			duration("decline.retry_after_ms", m.Decline.GetRetryAfterMs()))
 	case *signalpb.Envelope_Candidates:
 		return first(id16("candidates.session", m.Candidates.GetSession()), candidates("candidates.candidates", m.Candidates.GetCandidates()),
-			addresses("candidates.proven", m.Candidates.GetProven(), MaxProven))
+			addresses("candidates.proven", m.Candidates.GetProven()))
 	case *signalpb.Envelope_Lease:
 		return checkLease(m.Lease)
 	case *signalpb.Envelope_LeaseAck:
@@ -143,7 +142,7 @@ func checkGrant(g *signalpb.Grant) error {
 		text("grant.why", g.GetWhy(), MaxText), duration("grant.expires_unix_ms", g.GetExpiresUnixMs()), duration("grant.lifetime_ms", g.GetLifetimeMs()),
 		duration("grant.head_start_ms", g.GetHeadStartMs()), checkICE("grant.ice", g.GetIce()),
 		candidates("grant.candidates", g.GetCandidates()), checkRelay("grant.relay", g.GetRelay()),
-		expected("grant", g.GetExpect(), g.GetExpectReason()), addresses("grant.proven", g.GetProven(), MaxProven),
+		expected("grant", g.GetExpect(), g.GetExpectReason()), addresses("grant.proven", g.GetProven()),
 		behavior("grant.miner_mapping", g.GetMinerMapping()))
 }
 
@@ -171,7 +170,7 @@ func checkOffer(o *signalpb.Offer) error {
 		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()), duration("offer.lifetime_ms", o.GetLifetimeMs()),
 		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()),
 		checkRelay("offer.relay", o.GetRelay()), expected("offer", o.GetExpect(), o.GetExpectReason()),
-		addresses("offer.proven", o.GetProven(), MaxProven))
+		addresses("offer.proven", o.GetProven()))
 }
 
 func checkLease(l *signalpb.Lease) error {

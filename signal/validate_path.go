@@ -65,9 +65,9 @@ func nonce(field, s string) error {
 	return nil
 }
 
-// addresses accepts at most so many addresses.
-func addresses(field string, as []*signalpb.Address, most int) error {
-	if err := count(field, len(as), most); err != nil {
+// addresses accepts at most MaxAddresses.
+func addresses(field string, as []*signalpb.Address) error {
+	if err := count(field, len(as), MaxAddresses); err != nil {
 		return err
 	}
 	for _, a := range as {
