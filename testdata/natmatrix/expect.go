@@ -78,7 +78,7 @@ func expectApart(a, b kind) expectation {
 		connects, second = true, false
 		codes = append(codes, "port-mapping")
 	}
-	if a.v6 && b.v6 {
+	if a.v6 && b.v6 { // whatever IPv4 does
 		connects, second = true, false
 	}
 	switch {
@@ -99,7 +99,7 @@ func expectApart(a, b kind) expectation {
 func directCodes(a, b kind) []string {
 	open := func(k kind) bool { return k.public && k.filter == anyone }
 	var codes []string
-	if connects, _ := punch(a, b); connects {
+	if connects, _ := punch(a, b); connects && a.v4 && b.v4 {
 		switch {
 		case open(a) || open(b):
 			codes = append(codes, "public-address")
@@ -148,6 +148,12 @@ func expectOneCarrier(c cell, a, b kind) expectation {
 // holds.
 func (e expectation) faults(m *measurement) []string {
 	var bad []string
+	switch {
+	case m.Asked == 0:
+		bad = append(bad, "no client was asked")
+	case m.Asked < m.N:
+		bad = append(bad, fmt.Sprintf("%d of %d clients were asked", m.Asked, m.N))
+	}
 	if m.Failed > 0 {
 		bad = append(bad, fmt.Sprintf("%d of %d asks failed: %s", m.Failed, m.Asked, m.Failure))
 	}

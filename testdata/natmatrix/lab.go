@@ -69,16 +69,16 @@ func (l *lab) build(ctx context.Context, rtt time.Duration) error {
 	return nil
 }
 
-// down stops what runs, last first, and removes the laboratory. It works
-// without a context: after an interruption it matters most.
-func (l *lab) down() error {
+// down stops what runs and removes the laboratory, all the more when ctx was
+// cancelled.
+func (l *lab) down(ctx context.Context) error {
 	for _, p := range l.running {
 		p.ask()
 	}
 	for _, p := range l.running {
 		p.end()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), upTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), upTime)
 	defer cancel()
 	_, err := l.control(ctx, "down", "--lab", l.id)
 	return err
@@ -139,8 +139,9 @@ type process struct {
 	done chan struct{} // closed when it has ended
 }
 
-// start starts a role; what it prints goes to a file of its name.
-func (l *lab) start(host, name string, argv ...string) (*process, error) {
+// start starts a role; what it prints goes to a file of its name. It runs until
+// down, whatever becomes of ctx.
+func (l *lab) start(ctx context.Context, host, name string, argv ...string) (*process, error) {
 	home := filepath.Join(l.dir, name)
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, err
@@ -149,8 +150,7 @@ func (l *lab) start(host, name string, argv ...string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not tied to a context: down ends it in order.
-	p := &process{name: name, cmd: l.command(context.Background(), host, home, argv...), log: newLog(file), done: make(chan struct{})}
+	p := &process{name: name, cmd: l.command(context.WithoutCancel(ctx), host, home, argv...), log: newLog(file), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		_ = file.Close()
@@ -211,7 +211,7 @@ func (l *lab) coordinate(ctx context.Context) error {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	p, err := l.start("pub", "coordinator", l.mintai, "-mode", "coordinator", "-config", config)
+	p, err := l.start(ctx, "pub", "coordinator", l.mintai, "-mode", "coordinator", "-config", config)
 	if err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ tokens = 8
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	p, err := l.start("b", "miner", l.mintai, "-mode", "miner", "-config", config, "-join", l.link)
+	p, err := l.start(ctx, "b", "miner", l.mintai, "-mode", "miner", "-config", config, "-join", l.link)
 	if err != nil {
 		return err
 	}

@@ -83,7 +83,7 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, l.down())
+		err = errors.Join(err, l.down(ctx))
 		if s.logs == "" {
 			err = errors.Join(err, os.RemoveAll(l.dir))
 		}
@@ -215,12 +215,28 @@ func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked m
 		m.Disagree = append(m.Disagree, "no footer: "+lastLine(problem))
 	case !strings.Contains(m.Footer, "· "+word+" "):
 		m.Disagree = append(m.Disagree, fmt.Sprintf("the footer does not say %s: %s", word, m.Footer))
-	case !strings.Contains(m.Footer, "("):
-		m.Disagree = append(m.Disagree, "the footer gives no reason: "+m.Footer)
+	case !footerSays(m.Footer, m.Reasons):
+		m.Disagree = append(m.Disagree, "the footer gives another reason than the reports: "+m.Footer)
 	}
 	// Which path this one took, no report says: any that was seen will do.
 	asked[tunnelCount{}]++
 	return nil
+}
+
+// footerSays reports whether a footer holds one of the reasons, in parentheses;
+// it cuts very long ones.
+func footerSays(footer string, reasons map[string]int) bool {
+	const whole = 100
+	for reason := range reasons {
+		end := ")"
+		if len(reason) > whole {
+			reason, end = reason[:whole], ""
+		}
+		if reason != "" && strings.Contains(footer, "("+reason+end) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *measurement) rtt() time.Duration {
@@ -256,12 +272,13 @@ func (m *measurement) max() float64 {
 	return slices.Max(m.FirstMS)
 }
 
-// commonest is the key seen most often, and how many others there are.
-func commonest(counts map[string]int) (key string, others int) {
+// commonest is the key seen most often; empty when there is none.
+func commonest(counts map[string]int) string {
+	key := ""
 	for k, n := range counts {
 		if n > counts[key] || n == counts[key] && k < key {
 			key = k
 		}
 	}
-	return key, max(0, len(counts)-1)
+	return key
 }

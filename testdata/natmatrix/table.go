@@ -9,8 +9,8 @@ import (
 
 // oneLine is a cell's result for who watches a run.
 func oneLine(m *measurement) string {
-	path, _ := commonest(m.Kinds)
-	code, _ := commonest(m.Codes)
+	path := commonest(m.Kinds)
+	code := commonest(m.Codes)
 	line := fmt.Sprintf("%-28s %-9s %-20s %7.1f ms %5.2f R  %4.1f s", m.Cell, dash(path), dash(code), m.median(), m.median()/m.RTT, m.Took)
 	if m.Round > 1 {
 		line += fmt.Sprintf("  round %d", m.Round)
@@ -62,7 +62,7 @@ Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each
 
 ` + "`-resume FILE`" + ` lets an interrupted run go on, ` + "`-logs DIR`" + ` keeps what every process said.
 
-A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where a plain punch connects at once, %d R where it needs a second round (a NAT that maps per destination, towards a filter that looks at addresses), %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, since another load on the machine only ever adds; the tables say so.
+A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where the path is direct, %d R where a plain punch too needs a second round (a NAT that maps per destination, towards a filter that looks at addresses), %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, since another load on the machine only ever adds; the tables say so.
 `
 
 func totals(b *strings.Builder, results []*measurement) {
@@ -70,7 +70,7 @@ func totals(b *strings.Builder, results []*measurement) {
 	codes := map[string]int{}
 	for _, m := range results {
 		asks, failed = asks+m.Asked, failed+m.Failed
-		if path, _ := commonest(m.Kinds); isRelay(path) {
+		if path := commonest(m.Kinds); isRelay(path) {
 			relays++
 		} else if path != "" {
 			directs++
@@ -78,7 +78,7 @@ func totals(b *strings.Builder, results []*measurement) {
 		if len(m.Faults) > 0 {
 			bad++
 		}
-		if code, _ := commonest(m.Codes); code != "" {
+		if code := commonest(m.Codes); code != "" {
 			codes[code]++
 		}
 	}
@@ -136,7 +136,7 @@ func square1(m *measurement) string {
 		return ""
 	}
 	text := "–"
-	if path, _ := commonest(m.Kinds); path != "" {
+	if path := commonest(m.Kinds); path != "" {
 		letter := "D"
 		if isRelay(path) {
 			letter = "R"

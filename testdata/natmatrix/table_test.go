@@ -1,0 +1,121 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestQuantiles(t *testing.T) {
+	m := &measurement{}
+	if m.median() != 0 || m.p90() != 0 || m.max() != 0 {
+		t.Error("nothing has no quantiles")
+	}
+	m.FirstMS = []float64{40, 10, 30, 20}
+	if m.median() != 25 || m.p90() != 40 || m.max() != 40 {
+		t.Errorf("of four: %v %v %v", m.median(), m.p90(), m.max())
+	}
+	m.FirstMS = nil
+	for i := range 20 {
+		m.FirstMS = append(m.FirstMS, float64(20-i))
+	}
+	if m.median() != 10.5 || m.p90() != 18 || m.max() != 20 {
+		t.Errorf("of twenty: %v %v %v", m.median(), m.p90(), m.max())
+	}
+}
+
+func TestDocument(t *testing.T) {
+	at := func(text, path, code string, ms float64, faults ...string) *measurement {
+		c, err := parseCell(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &measurement{
+			Cell: c, N: 1, RTT: 50, Asked: 1, Kinds: map[string]int{path: 1}, Codes: map[string]int{code: 1},
+			FirstMS: []float64{ms}, Round: 1, Faults: faults,
+		}
+	}
+	again := at("a=sym,b=nf", "relay-udp", "client-nat-hard", 510)
+	again.Round = 2
+	text := document([]*measurement{
+		at("a=nf,b=nf", "srflx", "nat-traversed", 240),
+		again,
+		at("a=nf,b=sym", "srflx", "nat-traversed", 260, "1× srflx, want relayed"),
+		at("a=sym,b=sym,same-nat", "host", "same-network", 130),
+	}, settings{n: 1, rtt: 50 * time.Millisecond})
+	for _, want := range []string{
+		"4 cells: 3 direct, 1 relayed; 4 of 4 asks answered; **1 cells fail**.",
+		"| client \\ miner | sym | nf |",
+		"| **sym** |  | R 10.2 |",
+		"| **nf** | **D 5.2 !** | D 4.8 |",
+		"| `a=sym,b=nf` | 1/1 | relay-udp | client-nat-hard | 510 | 510 | 510 | 10.2 | 11.0 | round 2 |",
+		"| `a=sym,b=sym,same-nat` | 1/1 | host | same-network | 130 | 130 | 130 | 2.6 | 5.0 |  |",
+		"**1× srflx, want relayed**",
+		"| nat-traversed | 2 |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the document lacks %q", want)
+		}
+	}
+	if strings.Contains(text, "%!") {
+		t.Error("a verb without its value")
+	}
+}
+
+// TestResume: what holds is not measured again, everything else is.
+func TestResume(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "results.json")
+	s := settings{binary: "b1", n: 2, rtt: 50 * time.Millisecond}
+	add := func(text, binary string, faults ...string) {
+		c, err := parseCell(text)
+		if err == nil {
+			err = appendResult(file, &measurement{Cell: c, Binary: binary, N: 2, RTT: 50, Faults: faults})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	add("a=nf,b=nf", "b1")
+	add("a=nf,b=sym", "b1", "slow")
+	add("a=sym,b=nf", "b0")
+	add("a=none,b=none", "b1", "slow")
+	add("a=none,b=none", "b1")
+	add("a=dual,b=dual,same-nat", "b1")
+	add("a=upnp,b=upnp", "b1")
+	add("a=upnp,b=upnp", "b1", "slow")
+	known, err := readResults(file, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]bool{
+		"a=nf,b=nf": true, "a=nf,b=sym": false, "a=sym,b=nf": false, "a=none,b=none": true, "a=dual,b=dual,same-nat": true, "a=upnp,b=upnp": false,
+	} {
+		if (known[text] != nil) != want {
+			t.Errorf("%s is known: %v", text, known[text] != nil)
+		}
+	}
+	s.n = 20
+	if known, err := readResults(file, s); err != nil || len(known) != 0 {
+		t.Errorf("with another number of clients: %v, %v", known, err)
+	}
+	if known, err := readResults(file+".none", s); err != nil || len(known) != 0 {
+		t.Errorf("without a file: %v, %v", known, err)
+	}
+}
+
+func TestFooterSays(t *testing.T) {
+	const footer = "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s"
+	if !footerSays(footer, map[string]int{"x": 1, "NAT traversed": 2}) {
+		t.Error("it does")
+	}
+	for _, other := range []string{"", "NAT", "both NATs map per destination"} {
+		if footerSays(footer, map[string]int{other: 1}) {
+			t.Errorf("it does not say %q", other)
+		}
+	}
+	long := strings.Repeat("long words ", 15)
+	if !footerSays("demo on demo-box · relay 51 ms ("+long[:118]+"…)", map[string]int{long: 1}) {
+		t.Error("a long reason that was cut")
+	}
+}
