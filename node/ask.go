@@ -350,7 +350,7 @@ func (a *asker) reportText(got *answered, err error) error {
 
 func (a *asker) footer(got *answered, view traceView) terminal.Footer {
 	return terminal.Footer{
-		Model: view.model, Miner: view.minerName, Path: got.lastPath.word(), RTT: got.lastPath.RTT,
+		Model: view.model, Miner: view.minerName, Path: got.lastPath.word(), Reason: got.lastPath.Reason, RTT: got.lastPath.RTT,
 		FirstToken: got.first.Sub(processStart), TokensPerSecond: got.speed(),
 	}
 }
@@ -372,6 +372,7 @@ func (a *asker) finalError(err error) error { return explain(err, a.client) }
 // jsonPath is a Path in the JSON report.
 type jsonPath struct {
 	Kind   string  `json:"kind"`
+	Code   string  `json:"code"`
 	Reason string  `json:"reason"`
 	RTT    float64 `json:"rtt_ms"`
 }
@@ -463,7 +464,7 @@ func pathJSON(p Path) *jsonPath {
 	if p.Kind == "" {
 		return nil
 	}
-	return &jsonPath{Kind: p.Kind, Reason: p.Reason, RTT: milliseconds(p.RTT)}
+	return &jsonPath{Kind: p.Kind, Code: p.Code, Reason: p.Reason, RTT: milliseconds(p.RTT)}
 }
 
 // sinceStart is milliseconds from the start of the process; 0 for never.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"net"
 	"sync"
 	"time"
 
@@ -40,7 +39,7 @@ type client struct {
 	socket     *ice.Socket
 	sig        *signal.Node
 	connector  *connector
-	candidates func() []ice.Candidate // of the socket, as they are now
+	network    *network
 	deadlines  Deadlines
 	name       string
 	log        zerolog.Logger
@@ -94,6 +93,8 @@ type clientConfig struct {
 	Notice     func(string)   // a line for the person, such as trust on first use; may be nil
 	Deadlines  Deadlines
 	Name       string
+	Relay      RelayMode
+	MapPorts   bool
 	Log        zerolog.Logger
 	Metrics    *clientMetrics
 }
@@ -105,18 +106,25 @@ func newClient(cfg clientConfig) (*client, error) {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	c := &client{
-		membership: cfg.Membership, key: cfg.Key, socket: socket, candidates: socket.HostCandidates, deadlines: cfg.Deadlines,
+		membership: cfg.Membership, key: cfg.Key, socket: socket, deadlines: cfg.Deadlines,
 		name: cfg.Name, log: cfg.Log, metrics: cfg.Metrics,
 		sessions: map[identity.SessionID]*session{}, warm: map[warmKey][]*session{},
 		links: map[identity.NodeID]*link{}, dialing: map[identity.NodeID]*pendingLink{},
 	}
+	c.network = newNetwork(networkConfig{
+		key: cfg.Key, socket: socket, coordinator: cfg.Membership.id, addrs: cfg.Membership.addrs, stunPort: cfg.Membership.stun,
+		relay: cfg.Relay, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
+		overTLS: func() bool { return c.sig.Status().OverTLS }, log: cfg.Log,
+	})
+	tls := newTLSWay(cfg.Log)
 	c.sig, err = signal.NewNode(signal.NodeConfig{
 		Key: cfg.Key, Transport: socket.Transport(),
-		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
-		Trust:      cfg.Membership.trust(cfg.Pins, cfg.Notice),
-		TicketFile: cfg.TicketFile,
+		Addrs: cfg.Membership.addrs, TLSAddrs: cfg.Membership.tlsAddrs(), Fallback: tls.signaling,
+		Coordinator: cfg.Membership.id,
+		Trust:       cfg.Membership.trust(cfg.Pins, cfg.Notice),
+		TicketFile:  cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(c.candidates()))
+			return cfg.Membership.hello(signalpb.Role_ROLE_CLIENT, cfg.Key.ID(), coordinator, cfg.Name, c.network)
 		},
 		Handler: (*clientHandler)(c), Deadlines: signal.Deadlines{Match: cfg.Deadlines.Match}, Log: cfg.Log,
 	})
@@ -125,8 +133,9 @@ func newClient(cfg clientConfig) (*client, error) {
 		return nil, err
 	}
 	c.connector = &connector{
-		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, log: cfg.Log,
-		trickle: c.trickle, relayHost: c.coordinatorHost,
+		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, relayMode: cfg.Relay, log: cfg.Log,
+		trickle: c.trickle, seen: c.peerSeen, dialTLS: tls.turn,
+		coordinator: func() coordinatorAt { return whereIs(c.sig.Status(), c.membership) },
 	}
 	return c, nil
 }
@@ -139,12 +148,21 @@ func (c *client) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.lifetime = ctx
 	c.mu.Unlock()
+	var beside sync.WaitGroup
+	beside.Go(func() { _ = c.network.mapPorts(ctx) }) // without forwarded ports it goes on
+	if c.network.named() {
+		beside.Go(func() { c.network.greet(ctx) })
+	} else {
+		c.network.greet(ctx)
+	}
+	beside.Go(func() { _ = c.network.Run(ctx) })
 	signaling := make(chan error, 1)
 	go func() { signaling <- c.sig.Run(ctx) }()
 	every(ctx, janitorEvery, c.dropIdle)
 	c.closeLinks()
 	c.wg.Wait()
 	err := <-signaling
+	beside.Wait()
 	if cerr := c.socket.Close(); err == nil || errors.Is(err, context.Canceled) {
 		err = cerr
 	}
@@ -191,17 +209,6 @@ func (c *client) closeLinks() {
 	for _, l := range links {
 		l.close(quicstream.Cancelled)
 	}
-}
-
-// coordinatorHost is the address at which this node reaches the coordinator, or
-// looks for it while it is away.
-func (c *client) coordinatorHost() string {
-	for _, addr := range append([]string{c.sig.Status().Addr}, c.membership.addrs...) {
-		if host, _, err := net.SplitHostPort(addr); err == nil {
-			return host
-		}
-	}
-	return ""
 }
 
 // warmSession returns a session that can carry the request at once: granted
@@ -316,6 +323,9 @@ func (c *client) matchRequest(n needs, exclude []identity.NodeID, attempt int) *
 			Tools: n.Tools, Vision: n.Vision, Json: n.JSON, ContextTokens: uint32(max(0, n.ContextTokens)),
 		},
 	}
+	if c.sig.Status().Connected { // else the Hello says it, as late as can be
+		req.Network, req.Candidates = c.network.message(), writeCandidates(c.network.candidates())
+	}
 	_, _ = rand.Read(req.Nonce) // never fails: crypto/rand aborts the process instead
 	for _, id := range exclude {
 		req.Exclude = append(req.Exclude, id[:])
@@ -329,6 +339,18 @@ func (c *client) trickle(id identity.SessionID, candidates []ice.Candidate) {
 	}})
 }
 
+// peerSeen tells the coordinator from where the session's other end arrived: it
+// corrects what is believed of that end's NAT.
+func (c *client) peerSeen(id identity.SessionID, at ice.Reached) {
+	_ = c.sig.Send(peerSeenMessage(id, at))
+}
+
+func peerSeenMessage(id identity.SessionID, at ice.Reached) *signalpb.Envelope {
+	return &signalpb.Envelope{Message: &signalpb.Envelope_PeerSeen{PeerSeen: &signalpb.PeerSeen{
+		Session: id[:], Address: writeAddress(at.Addr),
+	}}}
+}
+
 // clientHandler receives what the coordinator sends on its own.
 type clientHandler client
 
@@ -336,7 +358,8 @@ var _ signal.Handler = (*clientHandler)(nil)
 
 // Connected is called when the coordinator has admitted this node.
 func (h *clientHandler) Connected(w *signalpb.Welcome) {
-	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Msg("coordinator connected")
+	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
+	h.network.connected(readAddresses(w.GetStun()))
 }
 
 // Disconnected is called when the connection is gone; signaling reconnects by itself.
@@ -357,8 +380,9 @@ func (h *clientHandler) Message(env *signalpb.Envelope) {
 		if s == nil {
 			return
 		}
+		proven := readAddresses(m.Candidates.GetProven())
 		for _, candidate := range readCandidates(m.Candidates.GetCandidates()) {
-			s.trickle(candidate)
+			s.trickle(trickled{candidate: candidate, proven: proven})
 		}
 	case *signalpb.Envelope_Renewed:
 		c.mu.Lock()

@@ -141,6 +141,7 @@ func (c *client) report(s *session, state signalpb.TunnelState, l *link) {
 
 func fillStatus(m *signalpb.TunnelStatus, p Path, st quicstream.Stats) {
 	m.PathKind, m.PathReason, m.RttUs = p.Kind, p.Reason, st.RTT.Microseconds()
+	m.Reason = signalpb.PathReason(p.reason)
 	m.BytesSent, m.BytesReceived = st.BytesSent, st.BytesReceived
 	m.PacketsSent, m.PacketsLost = st.PacketsSent, st.PacketsLost
 }

@@ -115,25 +115,30 @@ func TestDirectReason(t *testing.T) {
 	for _, c := range []struct {
 		addr string
 		kind ice.Kind
-		want string
+		want ice.Reason
 	}{
-		{"127.0.0.1", ice.Srflx, "same machine"},
-		{"::1", ice.Host, "same machine"},
-		{"10.255.1.2", ice.Host, "same network"},
-		{"::ffff:10.255.1.2", ice.Prflx, "same network"},
-		{"fe80::1", ice.Host, "same network"},
-		{"100.64.0.1", ice.Srflx, "same network"},
-		{"100.127.255.255", ice.Srflx, "same network"},
-		{"100.128.0.1", ice.Srflx, "NAT traversed"},
-		{"203.0.113.7", ice.Host, "public address"},
-		{"203.0.113.7", ice.Mapped, "port mapping"},
-		{"203.0.113.7", ice.Prflx, "NAT traversed"},
-		{"2001:db8::7", ice.Host, "public address"},
+		{"127.0.0.1", ice.Srflx, ice.SameMachine},
+		{"::1", ice.Host, ice.SameMachine},
+		{"10.255.1.2", ice.Host, ice.SameNetwork},
+		{"::ffff:10.255.1.2", ice.Prflx, ice.SameNetwork},
+		{"fe80::1", ice.Host, ice.SameNetwork},
+		{"100.64.0.1", ice.Srflx, ice.SameNetwork},
+		{"100.127.255.255", ice.Srflx, ice.SameNetwork},
+		{"100.128.0.1", ice.Srflx, ice.NATTraversed},
+		{"203.0.113.7", ice.Host, ice.PublicAddress},
+		{"203.0.113.7", ice.Mapped, ice.PortMapping},
+		{"203.0.113.7", ice.Prflx, ice.NATTraversed},
+		{"2001:db8::7", ice.Host, ice.PublicAddress},
 	} {
-		at := ice.Reached{Addr: netip.AddrPortFrom(netip.MustParseAddr(c.addr), 9), Kind: c.kind}
-		if got := directReason(at); got != c.want {
-			t.Errorf("%s %s: %q, want %q", c.kind, c.addr, got, c.want)
+		at := hop{addr: netip.AddrPortFrom(netip.MustParseAddr(c.addr), 9), kind: c.kind}
+		if got := directReason(at, ice.NoReason); got != c.want {
+			t.Errorf("%s %s: %v, want %v", c.kind, c.addr, got, c.want)
 		}
+	}
+	// What a forwarded port makes possible comes from any address.
+	at := hop{addr: netip.MustParseAddrPort("203.0.113.7:9"), kind: ice.Prflx}
+	if got := directReason(at, ice.PortMapping); got != ice.PortMapping {
+		t.Errorf("with a forwarded port: %v", got)
 	}
 }
 

@@ -305,7 +305,7 @@ func (l *lab) hidden(options ...func(*clientConfig)) *labClient {
 	l.t.Helper()
 	nat := newNATBox(l.t, l.addr)
 	c := l.newClient(append(options, func(c *clientConfig) { c.Membership.addrs = []string{nat.addr()} })...)
-	c.candidates = noCandidates
+	c.network.hosts = noCandidates
 	return l.run(c)
 }
 
@@ -316,7 +316,7 @@ func (l *lab) unreachable(name string, ai *aiServer) *labMiner {
 	nat := newNATBox(l.t, l.addr)
 	pool := l.pool(backend.Options{}, backend.Config{Type: backend.TypeOpenAI, URL: ai.URL, Slots: ai.slots, APIKey: ai.key})
 	m := l.newMiner(name, pool, func(c *minerConfig) { c.Membership.addrs = []string{nat.addr()} })
-	m.candidates = noCandidates
+	m.network.hosts = noCandidates
 	m.part = start(l.t, name, m.Run)
 	l.waitOffered(m)
 	return m

@@ -27,7 +27,7 @@ func (m *miner) sendLease() {
 	defer m.leaseMu.Unlock()
 	lease := writeLease(m.cfg.Backends.Snapshot())
 	m.sequence++
-	lease.Sequence, lease.Candidates = m.sequence, writeCandidates(m.candidates())
+	lease.Sequence, lease.Candidates, lease.Network = m.sequence, writeCandidates(m.network.candidates()), m.network.message()
 	m.mu.Lock()
 	lease.Draining = m.draining
 	m.mu.Unlock()

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 
 	"mintai/identity"
@@ -24,12 +27,32 @@ const (
 // membership is how a node reaches its coordinator and shows that it may.
 type membership struct {
 	addrs  []string        // host:port, best first
+	tls    uint16          // where it answers over TLS, at the same hosts; 0: nowhere
+	stun   uint16          // where it answers address probes; 0: nowhere
 	id     identity.NodeID // zero: trust on first use
 	join   identity.Secret // of a join link
 	local  identity.Secret // of the runtime file: same user, same machine
 	origin origin
 	// runtime reads the runtime file again, at each connection; nil: none.
 	runtime func() (identity.Runtime, error)
+}
+
+// tlsAddrs are the coordinator's addresses for networks that block UDP.
+func (m membership) tlsAddrs() []string {
+	if m.tls == 0 {
+		return nil
+	}
+	var out []string
+	for _, addr := range m.addrs {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			continue
+		}
+		if at := net.JoinHostPort(host, strconv.Itoa(int(m.tls))); !slices.Contains(out, at) {
+			out = append(out, at)
+		}
+	}
+	return out
 }
 
 // linkMembership is the membership that a join link gives.
@@ -49,7 +72,7 @@ func (m membership) orLocal(paths Paths) membership {
 }
 
 func fromLink(link identity.Link, from origin) membership {
-	return membership{addrs: link.Addrs, id: link.ID, join: link.Secret, origin: from}
+	return membership{addrs: link.Addrs, tls: link.TLSPort, stun: link.STUNPort, id: link.ID, join: link.Secret, origin: from}
 }
 
 // runtimeMembership is the membership of processes of the coordinator's own
@@ -101,15 +124,19 @@ func findMembership(flag, env string, config identity.Link, paths Paths) (member
 }
 
 // hello is the node's introduction to that coordinator. The secrets stay here:
-// what travels is a proof that is worth nothing to anyone else.
-func (m membership) hello(role signalpb.Role, self, coordinator identity.NodeID, name string, candidates []*signalpb.Candidate) *signalpb.Hello {
+// what travels is a proof that is worth nothing to anyone else. Of its network it
+// says what it knows by now; net may be nil.
+func (m membership) hello(role signalpb.Role, self, coordinator identity.NodeID, name string, net *network) *signalpb.Hello {
 	local := m.local
 	if m.runtime != nil { // the coordinator may have been restarted, with another secret
 		if r, err := m.runtime(); err == nil && r.ID == coordinator {
 			local = r.Secret
 		}
 	}
-	h := &signalpb.Hello{Role: role, Name: name, Version: Version, Candidates: candidates}
+	h := &signalpb.Hello{Role: role, Name: name, Version: Version}
+	if net != nil {
+		h.Candidates, h.Network = writeCandidates(net.candidates()), net.message()
+	}
 	if m.join.Reveal() != "" {
 		h.JoinProof = identity.JoinProof(m.join, self, coordinator)
 	}

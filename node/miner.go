@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -55,6 +56,8 @@ type minerConfig struct {
 	Notice     func(string)
 	Backends   *backend.Pool
 	Deadlines  MinerDeadlines
+	Relay      RelayMode
+	MapPorts   bool
 	Log        zerolog.Logger
 	Metrics    *minerMetrics
 }
@@ -62,14 +65,16 @@ type minerConfig struct {
 // miner is the serving role: it keeps a lease at the coordinator, expects the
 // clients that it offers, and answers them from its backends.
 type miner struct {
-	cfg    minerConfig
-	log    zerolog.Logger
-	socket *ice.Socket
-	sig    *signal.Node
-	server *quicstream.Server
-	loaded chan struct{} // cap 1: a request has begun or ended
-	// candidates are those of the socket, as they are now.
-	candidates func() []ice.Candidate
+	cfg     minerConfig
+	log     zerolog.Logger
+	socket  *ice.Socket
+	sig     *signal.Node
+	server  *quicstream.Server
+	loaded  chan struct{} // cap 1: a request has begun or ended
+	network *network
+	dialTLS func(context.Context, string) (net.Conn, error)
+	beside  sync.WaitGroup  // legs and watchers of sessions
+	work    context.Context //nolint:containedctx // of the legs, set once by Run
 
 	leaseMu  sync.Mutex // guards sequence; taken before mu
 	sequence uint64     // of the newest lease
@@ -90,17 +95,18 @@ type minerSession struct {
 	model   api.Model
 	expires time.Time
 	checks  *ice.Session // nil once the client has come, or never will
+	leg     *minerLeg    // nil: the client comes to the socket
 	since   time.Time
 	used    bool // something was asked
 }
 
 func newMiner(cfg minerConfig) (*miner, error) {
-	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Log: cfg.Log})
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Gate: true, Log: cfg.Log})
 	if err != nil {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
 	m := &miner{
-		cfg: cfg, log: cfg.Log, socket: socket, candidates: socket.HostCandidates, loaded: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, socket: socket, loaded: make(chan struct{}, 1),
 		sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
 		ended: map[identity.SessionID]time.Time{}, offers: make(chan struct{}),
 	}
@@ -112,12 +118,20 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		_ = socket.Close()
 		return nil, err
 	}
+	m.network = newNetwork(networkConfig{
+		key: cfg.Key, socket: socket, coordinator: cfg.Membership.id, addrs: cfg.Membership.addrs, stunPort: cfg.Membership.stun,
+		relay: cfg.Relay, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
+		overTLS: func() bool { return m.sig.Status().OverTLS }, log: cfg.Log,
+	})
+	tls := newTLSWay(cfg.Log)
+	m.dialTLS = tls.turn
 	m.sig, err = signal.NewNode(signal.NodeConfig{
 		Key: cfg.Key, Transport: socket.Transport(),
-		Addrs: cfg.Membership.addrs, Coordinator: cfg.Membership.id,
-		Trust: cfg.Membership.trust(cfg.Pins, cfg.Notice), TicketFile: cfg.TicketFile,
+		Addrs: cfg.Membership.addrs, TLSAddrs: cfg.Membership.tlsAddrs(), Fallback: tls.signaling,
+		Coordinator: cfg.Membership.id,
+		Trust:       cfg.Membership.trust(cfg.Pins, cfg.Notice), TicketFile: cfg.TicketFile,
 		Hello: func(coordinator identity.NodeID) *signalpb.Hello {
-			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, writeCandidates(m.candidates()))
+			return cfg.Membership.hello(signalpb.Role_ROLE_MINER, cfg.Key.ID(), coordinator, cfg.Name, m.network)
 		},
 		Handler: (*minerHandler)(m), Log: cfg.Log,
 	})
@@ -133,7 +147,12 @@ func newMiner(cfg minerConfig) (*miner, error) {
 func (m *miner) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the draining
 	defer stop()
+	m.mu.Lock()
+	m.work = work
+	m.mu.Unlock()
 	var wg sync.WaitGroup
+	wg.Go(func() { _ = m.network.Run(work) })      // beside the work: what
+	wg.Go(func() { _ = m.network.mapPorts(work) }) // fails there is not an error here
 	errs := make(chan error, 3)
 	for _, part := range []func(context.Context) error{m.sig.Run, m.cfg.Backends.Run, m.serveTunnels} {
 		wg.Add(1)
@@ -157,6 +176,7 @@ func (m *miner) Run(ctx context.Context) error {
 	<-leases
 	wg.Wait()
 	m.closeSessions()
+	m.beside.Wait()
 	if cerr := m.socket.Close(); err == nil || errors.Is(err, context.Canceled) {
 		err = cerr
 	}
@@ -185,6 +205,7 @@ func (m *miner) closeSessions() {
 	defer m.mu.Unlock()
 	for _, s := range m.sessions {
 		s.stopChecksLocked()
+		s.closeLegLocked()
 	}
 }
 
@@ -212,6 +233,8 @@ func (m *miner) leaseLoop(ctx context.Context) {
 			due = time.Now().Add(leaseEvery)
 			next.Reset(leaseEvery)
 		case <-m.cfg.Backends.Changed():
+			within(leaseSoon)
+		case <-m.network.changed:
 			within(leaseSoon)
 		case <-m.loaded:
 			within(leaseLoad)
@@ -290,11 +313,21 @@ func (m *miner) wakeLocked() {
 func (m *miner) endLocked(s *minerSession) {
 	m.noteEndedLocked(s.id)
 	s.stopChecksLocked()
+	s.closeLegLocked()
+	m.socket.Dismiss(s.id)
 	delete(m.sessions, s.id)
 	if n := m.granted[s.client]; n > 1 {
 		m.granted[s.client] = n - 1
 	} else {
 		delete(m.granted, s.client)
+	}
+}
+
+// closeLegLocked lets the relay go.
+func (s *minerSession) closeLegLocked() {
+	if s.leg != nil {
+		s.leg.stop()
+		s.leg = nil
 	}
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
 	"mintai/api"
@@ -20,8 +21,9 @@ var _ signal.Handler = (*minerHandler)(nil)
 func (h *minerHandler) Connected(w *signalpb.Welcome) {
 	m := (*miner)(h)
 	observed, _ := readAddress(w.GetObserved())
-	m.log.Info().Str("admitted_as", w.GetAdmittedAs()).Stringer("seen_at", observed).Msg("coordinator connected")
+	m.log.Info().Str("admitted_as", w.GetAdmittedAs()).Stringer("seen_at", observed).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
 	m.sendLease()
+	m.network.connected(readAddresses(w.GetStun()))
 }
 
 // Disconnected is called when the connection is gone; signaling reconnects by itself.
@@ -42,12 +44,8 @@ func (h *minerHandler) Message(env *signalpb.Envelope) {
 	case *signalpb.Envelope_Candidates:
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if s := m.sessionLocked(msg.Candidates.GetSession()); s != nil && s.checks != nil {
-			for _, candidate := range readCandidates(msg.Candidates.GetCandidates()) {
-				if err := s.checks.AddRemote(candidate); err != nil {
-					m.log.Debug().Err(err).Str("session", s.id.Short()).Msg("candidate not used")
-				}
-			}
+		if s := m.sessionLocked(msg.Candidates.GetSession()); s != nil {
+			m.learnLocked(s, msg.Candidates)
 		}
 	case *signalpb.Envelope_Renewed:
 		m.mu.Lock()
@@ -117,16 +115,76 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	s := &minerSession{
 		id: id, client: client, model: api.Model(o.GetModel()), expires: expiry(o), since: time.Now(),
 	}
+	candidates, policy := readCandidates(o.GetCandidates()), readPolicy(o.GetProven(), o.GetNear())
+	if m.cfg.Relay != RelayAlways { // else whoever comes, comes through the client's relay
+		m.admitLocked(s, policy.Proven, candidates)
+	} else {
+		candidates = nil
+	}
 	checks, err := m.socket.Open(ice.SessionConfig{
-		ID: id, Peer: client, Local: local, Remote: remote, Candidates: readCandidates(o.GetCandidates()),
+		ID: id, Peer: client, Local: local, Remote: remote, Candidates: candidates, Policy: policy,
 	})
 	if err != nil {
+		m.socket.Dismiss(id)
 		m.log.Warn().Err(err).Str("session", id.Short()).Msg("checks could not start")
 		return "no path"
 	}
 	s.checks = checks
+	m.beside.Go(func() { m.tellSeen(id, checks) })
+	if lent := readRelay(o.GetRelay(), local, remote); lent != nil && m.cfg.Relay != RelayNever {
+		s.leg = m.openLeg(id, lent, candidates, policy.Proven)
+	}
 	m.sessions[id] = s
 	m.granted[client]++
 	m.wakeLocked()
 	return ""
+}
+
+// admitLocked lets the session's client begin a tunnel from its addresses.
+func (m *miner) admitLocked(s *minerSession, proven []netip.AddrPort, candidates []ice.Candidate) {
+	addrs := make([]netip.Addr, 0, len(proven)+len(candidates))
+	for _, a := range proven {
+		addrs = append(addrs, a.Addr())
+	}
+	for _, c := range candidates {
+		addrs = append(addrs, c.Addr.Addr())
+	}
+	m.socket.Admit(s.id, addrs...)
+}
+
+// learnLocked takes in what came of the client after the offer.
+func (m *miner) learnLocked(s *minerSession, msg *signalpb.Candidates) {
+	proven, candidates := readAddresses(msg.GetProven()), readCandidates(msg.GetCandidates())
+	at := m.coordinatorAt()
+	for _, c := range candidates {
+		if c.Kind.Relayed() && s.leg != nil {
+			s.leg.permit(c.Addr)
+		}
+	}
+	if s.checks == nil {
+		return
+	}
+	s.checks.Prove(proven...)
+	for _, c := range candidates {
+		if c.Kind.Relayed() && at.mayRelayAt(c.Addr.Addr()) {
+			s.checks.AllowRelay(c.Addr.Addr())
+		}
+		if err := s.checks.AddRemote(c); err != nil {
+			m.log.Debug().Err(err).Str("session", s.id.Short()).Msg("candidate not used")
+			continue
+		}
+		m.socket.Admit(s.id, c.Addr.Addr())
+	}
+}
+
+// tellSeen tells the coordinator of the first public address from which the
+// client arrived. It ends with the checks.
+func (m *miner) tellSeen(id identity.SessionID, checks *ice.Session) {
+	told := false
+	for at := range checks.Addrs() {
+		if !told && isPublic(at.Addr.Addr()) && !at.Kind.Relayed() {
+			told = true
+			_ = m.sig.Send(peerSeenMessage(id, at))
+		}
+	}
 }

@@ -215,7 +215,7 @@ func TestNothingSecretIsWrittenDown(t *testing.T) {
 			secrets["client's ICE password of "+id.Short()] = s.localICE.Pwd
 			secrets["miner's ICE password of "+id.Short()] = s.remoteICE.Pwd
 			if s.relay != nil {
-				secrets["TURN password of "+id.Short()] = s.relay.Password
+				secrets["TURN password of "+id.Short()] = s.relay.config.Password
 			}
 		}
 		return len(cl.sessions)

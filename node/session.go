@@ -31,13 +31,59 @@ type session struct {
 
 	localICE, remoteICE ice.Credentials
 	candidates          []ice.Candidate
-	trickled            chan ice.Candidate
+	policy              *ice.Policy // to which addresses anything may be sent
+	trickled            chan trickled
 	stage               func(string) // tells whoever waits; set before the connect, may be nil
 	headStart           time.Duration
 
-	relay     *ice.RelayConfig // nil: no relay to be had
-	relayPort uint16           // of the coordinator's own relay; 0: none
-	relayURLs []string
+	expect       ice.Expectation
+	expectReason ice.Reason
+	predictable  bool // the miner's NAT maps its socket to the first candidate for everybody
+	minerBlocked bool // the miner comes to a relay of its own
+
+	relay *lentRelay // nil: no relay to be had
+}
+
+// trickled is what came of the other end after the grant.
+type trickled struct {
+	candidate ice.Candidate
+	proven    []netip.AddrPort
+}
+
+// lentRelay is a relay as a Grant or an Offer names it.
+type lentRelay struct {
+	config        ice.RelayConfig // without the server
+	port, tlsPort uint16          // of the coordinator's own; 0: none
+	urls          []string        // of the operator's
+}
+
+func readRelay(r *signalpb.Relay, local, remote ice.Credentials) *lentRelay {
+	if r == nil {
+		return nil
+	}
+	return &lentRelay{
+		config: ice.RelayConfig{
+			Username: r.GetUsername(), Password: r.GetPassword(), Realm: r.GetRealm(), Nonce: r.GetNonce(),
+			Local: local, Remote: remote,
+		},
+		port: uint16(r.GetPort()), tlsPort: uint16(r.GetTlsPort()), urls: r.GetUrls(),
+	}
+}
+
+// readPolicy says to which of a peer's addresses anything may be sent. Relayed
+// addresses must be the coordinator's host's, or be added as they are told.
+func readPolicy(proven []*signalpb.Address, near bool) *ice.Policy {
+	return &ice.Policy{Proven: readAddresses(proven), Near: near}
+}
+
+func readAddresses(in []*signalpb.Address) []netip.AddrPort {
+	out := make([]netip.AddrPort, 0, len(in))
+	for _, a := range in {
+		if addr, ok := readAddress(a); ok {
+			out = append(out, addr)
+		}
+	}
+	return out
 }
 
 // readGrant turns a Grant into a session. A grant that lacks what it must have
@@ -56,8 +102,12 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 		slots: int(g.GetSlots()), sameUser: g.GetSameUser(), expires: expiry(g),
 		candidates: readCandidates(g.GetCandidates()),
 		granted:    time.Now(),
-		trickled:   make(chan ice.Candidate, maxTrickled),
+		trickled:   make(chan trickled, maxTrickled),
 		headStart:  time.Duration(g.GetHeadStartMs()) * time.Millisecond,
+		policy:     readPolicy(g.GetProven(), g.GetNear()),
+		expect:     readExpectation(g.GetExpect()), expectReason: ice.Reason(g.GetExpectReason()),
+		predictable:  g.GetMinerMapping() == signalpb.Behavior_BEHAVIOR_ENDPOINT_INDEPENDENT,
+		minerBlocked: g.GetMinerUdpBlocked(),
 	}
 	s.localICE, s.remoteICE = readICE(g.GetIce())
 	if s.localICE.Ufrag == "" || s.remoteICE.Ufrag == "" {
@@ -66,14 +116,19 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 	if s.minerName == "" {
 		s.minerName = miner.Short()
 	}
-	if r := g.GetRelay(); r != nil {
-		s.relayPort, s.relayURLs = uint16(r.GetPort()), r.GetUrls()
-		s.relay = &ice.RelayConfig{
-			Username: r.GetUsername(), Password: r.GetPassword(), Realm: r.GetRealm(),
-			Local: s.localICE, Remote: s.remoteICE,
-		}
-	}
+	s.relay = readRelay(g.GetRelay(), s.localICE, s.remoteICE)
 	return s, nil
+}
+
+func readExpectation(e signalpb.Expectation) ice.Expectation {
+	switch e {
+	case signalpb.Expectation_EXPECTATION_DIRECT:
+		return ice.Direct
+	case signalpb.Expectation_EXPECTATION_RELAY:
+		return ice.RelayNeeded
+	default:
+		return ice.Doubtful
+	}
 }
 
 // expired reports whether the miner refuses new requests of the session.
@@ -81,7 +136,7 @@ func (s *session) expired(now time.Time) bool { return !now.Before(s.expires) }
 
 // trickle hands a candidate to whoever connects the session. One too many is
 // dropped: the useful ones come first.
-func (s *session) trickle(c ice.Candidate) {
+func (s *session) trickle(c trickled) {
 	select {
 	case s.trickled <- c:
 	default:

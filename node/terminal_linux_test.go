@@ -74,7 +74,7 @@ func TestAskOnATerminal(t *testing.T) {
 	}
 	after := text[strings.LastIndex(text, "waiting for the first token…"):]
 	if !regexp.MustCompile("^waiting for the first token…\r +\rfirst ␛]0;title␇<U\\+202E> end\r\n" +
-		"m on gpu-box · direct [<0-9.]+ ms · first token [0-9][0-9a-z. ]*( · [0-9.]+ tok/s)?\r\n$").MatchString(after) {
+		"m on gpu-box · direct [<0-9.]+ ms \\(same machine\\) · first token [0-9][0-9a-z. ]*( · [0-9.]+ tok/s)?\r\n$").MatchString(after) {
 		t.Errorf("the terminal shows %q", after)
 	}
 }

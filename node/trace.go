@@ -5,14 +5,18 @@ import (
 	"sync"
 	"time"
 
+	"mintai/ice"
 	"mintai/identity"
 )
 
 // Path is the route of a tunnel's packets and why it is that one.
 type Path struct {
 	Kind   string        `json:"kind"`   // host srflx prflx mapped relay-udp relay-tls
+	Code   string        `json:"code"`   // the reason as programs tell it, see ice.Reason
 	Reason string        `json:"reason"` // in people's words
 	RTT    time.Duration `json:"-"`      // smoothed; 0: not measured yet
+
+	reason ice.Reason
 }
 
 // Relayed reports whether the packets pass a relay.

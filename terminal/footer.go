@@ -13,6 +13,8 @@ type Footer struct {
 	Miner string // the miner's name
 	// Path is the kind of path the answer took: "direct" or "relay".
 	Path string
+	// Reason says why it is that one, in a few words.
+	Reason string
 	// RTT is the round-trip time of that path.
 	RTT time.Duration
 	// FirstToken is the time from the start to the first piece of the answer.
@@ -32,7 +34,7 @@ const (
 
 // FormatFooter returns the line below an answer, without a line break:
 //
-//	qwen3:8b on gpu-box · direct 14 ms · first token 0.4 s · 62 tok/s
+//	qwen3:8b on gpu-box · direct 14 ms (NAT traversed) · first token 0.4 s · 62 tok/s
 func FormatFooter(f Footer) string {
 	var parts []string
 	who := OneLine(f.Model, maxModel)
@@ -45,6 +47,9 @@ func FormatFooter(f Footer) string {
 	if path := OneLine(f.Path, maxName); path != "" {
 		if f.RTT > 0 {
 			path += " " + FormatRTT(f.RTT)
+		}
+		if reason := OneLine(f.Reason, maxNote); reason != "" {
+			path += " (" + reason + ")"
 		}
 		parts = append(parts, path)
 	}

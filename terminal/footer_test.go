@@ -12,10 +12,10 @@ func TestFormatFooter(t *testing.T) {
 	}{
 		{
 			Footer{
-				Model: "qwen3:8b", Miner: "gpu-box", Path: "direct", RTT: 14 * time.Millisecond,
+				Model: "qwen3:8b", Miner: "gpu-box", Path: "direct", Reason: "NAT\ntraversed", RTT: 14 * time.Millisecond,
 				FirstToken: 400 * time.Millisecond, TokensPerSecond: 62.3,
 			},
-			"qwen3:8b on gpu-box · direct 14 ms · first token 0.4 s · 62 tok/s",
+			"qwen3:8b on gpu-box · direct 14 ms (NAT traversed) · first token 0.4 s · 62 tok/s",
 		},
 		{
 			Footer{Model: "builtin", Miner: "laptop", Path: "direct", RTT: 310 * time.Microsecond, FirstToken: 21 * time.Millisecond, Note: "not a language model"},

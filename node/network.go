@@ -1,0 +1,285 @@
+package node
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/portmap"
+	"mintai/signal/signalpb"
+)
+
+// How often a node looks at its own network.
+const (
+	// proveEvery is how often a long-lived node shows each of its addresses to
+	// the coordinator, which believes them for a minute.
+	proveEvery = 20 * time.Second
+	// measureEvery is how often a long-lived node measures its NAT anew.
+	measureEvery = 10 * time.Minute
+	// measureLimit is for one measurement.
+	measureLimit = 4 * time.Second
+	// resolveLimit is for looking up the coordinator's names.
+	resolveLimit = 3 * time.Second
+)
+
+// network is what a node knows of the network it is in, and how it learns it:
+// always beside the work, never before a match.
+type network struct {
+	networkConfig
+	changed chan struct{} // cap 1: there is something new to say
+	// hosts are the addresses of the machine's interfaces, as they are now.
+	hosts      func() []ice.Candidate
+	measureNow chan struct{} // cap 1
+
+	mu      sync.Mutex       // guards what follows
+	look    *ice.Look        // nil: not begun
+	servers []netip.AddrPort // where probes are answered, as the coordinator says
+	report  *ice.Report      // nil: not measured yet
+}
+
+// networkConfig is what newNetwork needs.
+type networkConfig struct {
+	key         *identity.Key
+	socket      *ice.Socket
+	coordinator identity.NodeID // zero: unknown, and nothing can be proven
+	addrs       []string        // of its signaling, host:port
+	stunPort    uint16          // 0: none
+	relay       RelayMode
+	mapper      *portmap.Mapper // nil: off
+	overTLS     func() bool     // whether signaling came up over TLS only
+	log         zerolog.Logger
+}
+
+func newNetwork(cfg networkConfig) *network {
+	return &network{
+		networkConfig: cfg, changed: make(chan struct{}, 1), measureNow: make(chan struct{}, 1), hosts: cfg.socket.HostCandidates,
+	}
+}
+
+// mapperFor asks the router to forward the socket's port; nil when that is off.
+func mapperFor(on bool, socket *ice.Socket, loopback bool, log zerolog.Logger) *portmap.Mapper {
+	if !on || loopback {
+		return nil
+	}
+	return portmap.New(portmap.Config{
+		Ports: []portmap.Port{{Number: socket.LocalAddr().Port()}}, Description: "MintAI", Log: log,
+	})
+}
+
+// candidates are the socket's addresses and those that a router forwards to it.
+func (n *network) candidates() []ice.Candidate {
+	out := n.hosts()
+	for _, addr := range n.mapped() {
+		out = append(out, ice.Candidate{Kind: ice.Mapped, Addr: addr})
+	}
+	return out
+}
+
+func (n *network) mapped() []netip.AddrPort {
+	if n.mapper == nil {
+		return nil
+	}
+	var out []netip.AddrPort
+	for _, m := range n.mapper.Mappings() {
+		if isPublic(m.External.Addr()) && !slices.Contains(out, m.External) {
+			out = append(out, m.External)
+		}
+	}
+	return out
+}
+
+// message is what the node says of its network now.
+func (n *network) message() *signalpb.Network {
+	n.mu.Lock()
+	report := n.report
+	n.mu.Unlock()
+	out := &signalpb.Network{UdpBlocked: n.overTLS(), Relay: relayModes[n.relay]}
+	if report == nil {
+		report = n.firstLook()
+	}
+	mapped := n.mapped()
+	for v6, family := range map[bool]*ice.Family{false: report.V4, true: report.V6} {
+		f := &signalpb.FamilyNetwork{Ipv6: v6}
+		at := slices.IndexFunc(mapped, func(a netip.AddrPort) bool { return a.Addr().Is6() == v6 })
+		if family == nil && at < 0 {
+			continue
+		}
+		if family != nil {
+			f.Mapping, f.Filtering = signalpb.Behavior(family.Mapping), signalpb.Behavior(family.Filtering)
+			f.Doubtful, f.NoNat = family.Doubtful, family.NoNAT
+		}
+		if at >= 0 {
+			f.Mapped = writeAddress(mapped[at])
+		}
+		out.Families = append(out.Families, f)
+	}
+	return out
+}
+
+var relayModes = map[RelayMode]signalpb.RelayMode{
+	RelayAuto: signalpb.RelayMode_RELAY_MODE_AUTO, RelayNever: signalpb.RelayMode_RELAY_MODE_NEVER,
+	RelayAlways: signalpb.RelayMode_RELAY_MODE_ALWAYS,
+}
+
+// greet shows the node's addresses to the coordinator at once, in parallel with
+// the first connection: what arrives there tells how the NAT maps, before the
+// first request is matched. It waits only where names have to be looked up.
+func (n *network) greet(ctx context.Context) {
+	if n.coordinator.IsZero() || n.stunPort == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveLimit)
+	defer cancel()
+	servers := n.resolve(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.look = n.socket.Look(n.key, n.coordinator, servers)
+}
+
+// named reports whether a name has to be looked up to reach the coordinator.
+func (n *network) named() bool {
+	return slices.ContainsFunc(n.addrs, func(addr string) bool {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return false
+		}
+		_, err = netip.ParseAddr(host)
+		return err != nil
+	})
+}
+
+// firstLook is what greet has found out by now.
+func (n *network) firstLook() *ice.Report {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.look == nil {
+		return &ice.Report{}
+	}
+	report := n.look.Report()
+	return &report
+}
+
+// resolve lists where the coordinator should answer probes.
+func (n *network) resolve(ctx context.Context) []netip.AddrPort {
+	var out []netip.AddrPort
+	add := func(ip netip.Addr) {
+		at := netip.AddrPortFrom(ip.Unmap(), n.stunPort)
+		if len(out) < maxProbed && !slices.Contains(out, at) {
+			out = append(out, at)
+		}
+	}
+	for _, addr := range n.addrs {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			continue
+		}
+		if ip, err := netip.ParseAddr(host); err == nil {
+			add(ip)
+			continue
+		}
+		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			n.log.Debug().Err(err).Str("host", host).Msg("no probes there")
+			continue
+		}
+		for _, ip := range ips {
+			add(ip)
+		}
+	}
+	return out
+}
+
+// maxProbed bounds the addresses of a coordinator that are probed.
+const maxProbed = 8
+
+// connected takes in where probes are answered; a measurement follows.
+func (n *network) connected(servers []netip.AddrPort) {
+	n.mu.Lock()
+	n.servers = servers
+	n.mu.Unlock()
+	wake(n.measureNow)
+}
+
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default: // it has been told already
+	}
+}
+
+// Run keeps the knowledge fresh until ctx ends, for a node that lives long.
+func (n *network) Run(ctx context.Context) error {
+	prove := time.NewTicker(proveEvery)
+	defer prove.Stop()
+	again := time.NewTicker(measureEvery)
+	defer again.Stop()
+	var news <-chan struct{}
+	if n.mapper != nil {
+		news = n.mapper.Changed()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-prove.C:
+			n.prove()
+		case <-again.C:
+			n.measure(ctx)
+		case <-n.measureNow:
+			n.measure(ctx)
+		case <-news:
+			wake(n.changed)
+		}
+	}
+}
+
+// mapPorts keeps ports forwarded until ctx ends, and then takes them back.
+func (n *network) mapPorts(ctx context.Context) error {
+	if n.mapper == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return n.mapper.Run(ctx)
+}
+
+// prove shows each family's address, at one address of the coordinator.
+func (n *network) prove() {
+	var to []netip.AddrPort
+	n.mu.Lock()
+	for _, v6 := range []bool{false, true} {
+		if at := slices.IndexFunc(n.servers, func(a netip.AddrPort) bool { return a.Addr().Is6() == v6 }); at >= 0 {
+			to = append(to, n.servers[at])
+		}
+	}
+	n.mu.Unlock()
+	n.socket.Prove(n.key, n.coordinator, to)
+}
+
+// measure finds out how the NAT behaves, and says so when that is news.
+func (n *network) measure(ctx context.Context) {
+	n.mu.Lock()
+	servers := n.servers
+	n.mu.Unlock()
+	if len(servers) == 0 || n.overTLS() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, measureLimit)
+	defer cancel()
+	report, err := n.socket.Probe(ctx, ice.ProbeConfig{Key: n.key, Coordinator: n.coordinator, Servers: servers, Filtering: true})
+	if err != nil {
+		n.log.Debug().Err(err).Msg("the network could not be measured")
+		return
+	}
+	n.mu.Lock()
+	n.report = &report
+	n.mu.Unlock()
+	n.log.Debug().Interface("ipv4", report.V4).Interface("ipv6", report.V6).Msg("network measured")
+	wake(n.changed)
+}

@@ -1,0 +1,416 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"mintai/ice"
+	"mintai/identity"
+	"mintai/quicstream"
+)
+
+// How a client races its ways to a miner.
+const (
+	// maxDials bounds the QUIC handshakes of one race.
+	maxDials = 8
+	// relayGrace is how long a finished relay leg waits for a direct handshake
+	// that is under way: the relay is for those who have no direct path.
+	relayGrace = 500 * time.Millisecond
+	// leastLook is how often a direct handshake under way is looked at, when the
+	// head start is shorter still.
+	leastLook = 50 * time.Millisecond
+)
+
+// tunnel is what a handshake ends in.
+type tunnel interface {
+	Close(quicstream.CloseCode) error
+}
+
+// relayLeg is this node's end of a relay; *ice.Relay is one.
+type relayLeg interface {
+	Addr() netip.AddrPort
+	Kind() ice.Kind
+	Addrs() <-chan ice.Reached
+	Permit(context.Context, netip.AddrPort) error
+	Close() error
+}
+
+// hop is where one handshake goes, and from which end.
+type hop struct {
+	addr netip.AddrPort
+	kind ice.Kind // of the path: relayed when either end is a leg
+	leg  relayLeg // nil: from the node's own socket
+	// blind: nothing has come from there yet. A relay does not wait for it.
+	blind bool
+}
+
+// ways is what a race can do in the world. Tests put a simulated network here.
+type ways struct {
+	reached   <-chan ice.Reached // addresses from which the peer's signed checks came
+	addRemote func(trickled)     // checks one more address of the peer
+	heard     func() bool        // whether any signed check came directly
+	dial      func(context.Context, hop) (tunnel, error)
+	openRelay func(context.Context) (relayLeg, error) // nil: there is none to be had
+	announce  func(ice.Candidate)                     // tells the peer of the leg's address
+}
+
+// plan is what is known when a race begins.
+type plan struct {
+	expect       ice.Expectation
+	reason       ice.Reason // of the expectation
+	headStart    time.Duration
+	direct       time.Duration // limit of the direct path
+	legWanted    bool          // false: the miner's own leg is enough
+	minerLeg     bool          // the miner is reached through a leg of its own only
+	predictable  bool          // the miner's NAT maps its socket to one address for everybody
+	candidates   []ice.Candidate
+	trickled     <-chan trickled
+	minerName    string
+	stage        func(string) // may be nil
+	tellsRelayed bool         // the relay is not the coordinator's: this node tells the miner of it
+}
+
+// won is the outcome of a race.
+type won struct {
+	tunnel tunnel
+	hop    hop
+	reason ice.Reason
+}
+
+// dialed is the end of one QUIC handshake.
+type dialed struct {
+	tunnel tunnel
+	via    hop
+	err    error
+}
+
+// opened is the end of one attempt to get a relay.
+type opened struct {
+	leg relayLeg
+	err error
+}
+
+// race is the state of one connect. The goroutine in run owns it; the handshakes
+// and the relay's allocation run beside it and send it their results.
+type race struct {
+	ways
+	plan
+
+	wg     sync.WaitGroup
+	dialed chan dialed // cap maxDials: a sender never blocks
+	opened chan opened // cap 1
+
+	granted       int // how many candidates came with the grant
+	leg           relayLeg
+	dials         int
+	tried         map[hop]bool
+	directPending int // handshakes with addresses that have shown themselves
+	otherPending  int // relayed and blind ones
+	relayWanted   bool
+	lastErr       error
+	relayErr      error
+}
+
+func newRace(w ways, p plan) *race {
+	return &race{
+		ways: w, plan: p, granted: len(p.candidates), tried: make(map[hop]bool),
+		dialed: make(chan dialed, maxDials), opened: make(chan opened, 1),
+	}
+}
+
+// run races until a tunnel is up, every way failed, or ctx ends. Nothing that it
+// started is left when it returns; what lost is closed.
+func (r *race) run(ctx context.Context) (*won, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	w, err := r.loop(ctx)
+	cancel()
+	r.wg.Wait()
+	r.sweep(w)
+	return w, err
+}
+
+func (r *race) loop(ctx context.Context) (*won, error) {
+	headStart := time.NewTimer(r.headStart)
+	defer headStart.Stop()
+	directEnd := time.NewTimer(r.direct)
+	defer directEnd.Stop()
+	r.begin(ctx)
+	var relayReached <-chan ice.Reached
+	var grace <-chan time.Time
+	var relayed *won // up, waiting for a direct handshake to beat it
+	directReached := r.reached
+	directOpen := true
+	for {
+		select {
+		case at, ok := <-directReached:
+			if !ok {
+				directReached = nil
+				continue
+			}
+			r.try(ctx, hop{addr: at.Addr, kind: r.kindOf(at)})
+		case at, ok := <-relayReached:
+			if !ok {
+				relayReached = nil
+				continue
+			}
+			r.try(ctx, hop{addr: at.Addr, kind: r.leg.Kind(), leg: r.leg})
+		case more := <-r.trickled:
+			r.learn(ctx, more)
+		case <-headStart.C:
+			if r.directPending == 0 {
+				r.startRelay(ctx)
+			} else {
+				headStart.Reset(max(r.headStart, leastLook)) // look again: that handshake may fail
+			}
+		case o := <-r.opened:
+			r.relayErr = o.err
+			if o.err == nil {
+				relayReached = r.useLeg(ctx, o.leg)
+			}
+		case d := <-r.dialed:
+			r.settle(ctx, d)
+			switch {
+			case d.err != nil:
+			case d.via.kind.Relayed() && relayed != nil: // one is enough
+				_ = d.tunnel.Close(quicstream.Done)
+			case d.via.kind.Relayed():
+				relayed = r.winner(d)
+				grace = time.After(relayGrace)
+			default:
+				if relayed != nil {
+					_ = relayed.tunnel.Close(quicstream.Done)
+				}
+				return r.winner(d), nil
+			}
+			if relayed != nil && r.directPending == 0 {
+				return relayed, nil
+			}
+		case <-grace:
+			return relayed, nil
+		case <-directEnd.C:
+			directOpen = false
+			r.startRelay(ctx)
+		case <-ctx.Done():
+			if relayed != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return relayed, nil
+			}
+			if relayed != nil {
+				_ = relayed.tunnel.Close(quicstream.Done)
+			}
+			return nil, r.failure(ctx)
+		}
+		if !directOpen && r.directPending == 0 && r.otherPending == 0 && r.hopeless() {
+			return nil, r.failure(ctx)
+		}
+	}
+}
+
+// begin does what need not wait: a relay that is needed for certain, and a
+// handshake with a miner whose address is the same for everybody. Its own check
+// opens its NAT at the same moment.
+func (r *race) begin(ctx context.Context) {
+	if r.expect == ice.RelayNeeded {
+		r.startRelay(ctx)
+	}
+	if r.expect == ice.Direct && r.predictable && len(r.candidates) > 0 {
+		first := r.candidates[0]
+		r.try(ctx, hop{addr: first.Addr, kind: first.Kind, blind: true})
+	}
+}
+
+// kindOf is the kind of a path to an address that has shown itself.
+func (r *race) kindOf(at ice.Reached) ice.Kind {
+	if at.Kind.Relayed() {
+		return ice.RelayTLS // the miner's own leg: it has one only where UDP is blocked
+	}
+	return at.Kind
+}
+
+// hopeless reports whether no relay can come up any more.
+func (r *race) hopeless() bool {
+	return !r.minerLeg && (r.openRelay == nil || r.relayErr != nil)
+}
+
+// try starts one QUIC handshake. An address that was tried blindly is tried
+// again when it shows itself.
+func (r *race) try(ctx context.Context, h hop) {
+	if r.dials == maxDials || r.tried[h] {
+		return
+	}
+	r.tried[h] = true
+	r.dials++
+	if h.blind || h.kind.Relayed() {
+		r.otherPending++
+	} else {
+		r.directPending++
+	}
+	r.wg.Go(func() {
+		t, err := r.dial(ctx, h)
+		r.dialed <- dialed{tunnel: t, via: h, err: err}
+	})
+}
+
+// settle books the end of a handshake.
+func (r *race) settle(ctx context.Context, d dialed) {
+	if d.via.blind || d.via.kind.Relayed() {
+		r.otherPending--
+	} else {
+		r.directPending--
+	}
+	if d.err != nil && ctx.Err() == nil {
+		r.lastErr = d.err
+	}
+}
+
+// startRelay opens a leg once, if one is to be had and of use.
+func (r *race) startRelay(ctx context.Context) {
+	if r.relayWanted {
+		return
+	}
+	r.relayWanted = true
+	if r.stage != nil && (r.openRelay != nil || r.minerLeg) {
+		r.stage("connecting " + r.minerName + " (relay)…")
+	}
+	if r.openRelay == nil || !r.legWanted {
+		return
+	}
+	r.wg.Go(func() {
+		leg, err := r.openRelay(ctx)
+		r.opened <- opened{leg: leg, err: err}
+	})
+}
+
+// useLeg lets the miner in.
+func (r *race) useLeg(ctx context.Context, leg relayLeg) <-chan ice.Reached {
+	r.leg = leg
+	if r.tellsRelayed {
+		r.announce(ice.Candidate{Kind: ice.RelayUDP, Addr: leg.Addr()})
+	}
+	for _, c := range r.candidates[r.granted:] { // for those of the grant it has been asked already
+		r.permit(ctx, c)
+	}
+	if r.predictable && len(r.candidates) > 0 && !r.candidates[0].Kind.Relayed() {
+		// The coordinator has told the miner of this leg: its check has opened its NAT.
+		r.try(ctx, hop{addr: r.candidates[0].Addr, kind: leg.Kind(), leg: leg, blind: true})
+	}
+	return leg.Addrs()
+}
+
+// permit opens the leg for one of the miner's addresses, and, when that is the
+// miner's own leg, dials it: it answers and never begins. The server refuses
+// addresses at which it has not seen the miner; that is its business.
+func (r *race) permit(ctx context.Context, c ice.Candidate) {
+	leg := r.leg
+	r.wg.Go(func() { _ = leg.Permit(ctx, c.Addr) })
+	if c.Kind.Relayed() {
+		r.try(ctx, hop{addr: c.Addr, kind: leg.Kind(), leg: leg})
+	}
+}
+
+// learn takes in a candidate that came later.
+func (r *race) learn(ctx context.Context, more trickled) {
+	c := more.candidate
+	r.candidates = append(r.candidates, c)
+	r.addRemote(more)
+	if c.Kind.Relayed() && !r.legWanted {
+		r.try(ctx, hop{addr: c.Addr, kind: ice.RelayTLS, blind: true})
+	}
+	if r.leg != nil {
+		r.permit(ctx, c)
+	}
+}
+
+// winner names the path of a finished handshake.
+func (r *race) winner(d dialed) *won {
+	w := &won{tunnel: d.tunnel, hop: d.via}
+	if d.via.kind.Relayed() {
+		w.reason = r.relayReason()
+	} else {
+		w.reason = directReason(d.via, r.reason)
+	}
+	return w
+}
+
+// relayReason says why the packets pass a relay.
+func (r *race) relayReason() ice.Reason {
+	switch {
+	case r.expect == ice.RelayNeeded && r.reason != 0:
+		return r.reason
+	case r.heard():
+		return ice.HandshakeFailed
+	case r.expect == ice.Doubtful && r.reason != 0: // what was suspected has shown itself
+		return r.reason
+	default:
+		return ice.NothingCame
+	}
+}
+
+// sweep closes what lost the race.
+func (r *race) sweep(w *won) {
+	close(r.dialed)
+	for d := range r.dialed {
+		if d.tunnel != nil {
+			_ = d.tunnel.Close(quicstream.Done)
+		}
+	}
+	close(r.opened)
+	for o := range r.opened {
+		if o.leg != nil {
+			_ = o.leg.Close()
+		}
+	}
+	if r.leg != nil && (w == nil || w.hop.leg != r.leg) {
+		_ = r.leg.Close()
+	}
+}
+
+// failure explains why no way worked. PathError.Session and Miner are the
+// caller's to fill.
+func (r *race) failure(ctx context.Context) error {
+	if context.Cause(ctx) != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return ctx.Err()
+	}
+	why := "no direct packet came through"
+	switch {
+	case r.expect == ice.RelayNeeded && r.reason != 0:
+		why = "a relay is needed (" + reasonText(r.reason, r.minerName) + ")"
+	case r.heard():
+		why = "the direct handshake did not finish"
+	}
+	switch {
+	case r.minerLeg && r.openRelay == nil && r.legWanted, !r.minerLeg && r.openRelay == nil:
+		why += " and the coordinator lends no relay"
+	case r.relayErr != nil:
+		why += "; the relay failed: " + r.relayErr.Error()
+	case r.leg != nil:
+		why += "; the relay was open but the miner did not answer through it"
+	case r.minerLeg:
+		why += "; the miner did not come to the relay in time"
+	case r.relayWanted:
+		why += "; the relay did not answer in time"
+	}
+	return &PathError{Reason: why, Err: r.lastErr}
+}
+
+// PathError says that no tunnel to the miner came up.
+type PathError struct {
+	Session identity.SessionID
+	Miner   string
+	Reason  string
+	Err     error // the last handshake's failure; nil when none was possible
+}
+
+func (e *PathError) Error() string {
+	text := fmt.Sprintf("session %s: no path to %s: %s", e.Session.Short(), e.Miner, e.Reason)
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Unwrap returns the last handshake's failure.
+func (e *PathError) Unwrap() error { return e.Err }
