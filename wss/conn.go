@@ -164,7 +164,7 @@ func (c *Conn) upgrade(ctx context.Context, timeout time.Duration, flight []*dat
 	if carried > 0 {
 		header.Set(flightHeader, text)
 	}
-	ws, res, err := websocket.Dial(ctx, "https://"+c.target+Path, &websocket.DialOptions{
+	ws, res, err := websocket.Dial(ctx, "https://"+c.target+Path, &websocket.DialOptions{ //nolint:bodyclose // Dial closes it
 		HTTPClient: &http.Client{
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

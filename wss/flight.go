@@ -48,14 +48,16 @@ func decodeFlight(header string) ([]*datagram, error) {
 	if len(header) > base64.RawURLEncoding.EncodedLen(maxFlightBytes)+2*maxFlight {
 		return nil, errFlight
 	}
+	size := 0
 	parts := strings.Split(header, ",")
 	if len(parts) > maxFlight {
 		return nil, errFlight
 	}
 	flight := make([]*datagram, 0, len(parts))
 	for _, part := range parts {
-		b, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimSpace(part))
-		if err != nil || len(b) == 0 || len(b) > MaxDatagram || strings.ContainsAny(part, "\r\n") {
+		b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+		size += len(b)
+		if err != nil || len(b) == 0 || len(b) > MaxDatagram || size > maxFlightBytes || strings.ContainsAny(part, "\r\n") {
 			for _, d := range flight {
 				d.release()
 			}

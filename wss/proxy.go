@@ -43,11 +43,27 @@ func FromEnvironment(target *url.URL) (*url.URL, error) {
 			cfg.HTTPSProxy = os.Getenv(name)
 		}
 	}
+	// httpproxy takes what it cannot read for none, and the connection would go
+	// where the user said that it cannot.
+	bad := cfg.HTTPSProxy != "" && !readable(cfg.HTTPSProxy)
+	if bad {
+		cfg.HTTPSProxy = "http://unreadable.invalid"
+	}
 	proxy, err := cfg.ProxyFunc()(target)
-	if err != nil {
-		return nil, errors.New("HTTPS_PROXY or ALL_PROXY is no URL of a proxy") // it may hold a password
+	if err != nil || bad && proxy != nil {
+		return nil, errors.New("HTTPS_PROXY or ALL_PROXY is not the URL of a proxy") // it may hold a password
 	}
 	return proxy, nil
+}
+
+// readable reports whether httpproxy understands a proxy's URL, which may lack
+// its scheme.
+func readable(proxy string) bool {
+	if !strings.Contains(proxy, "://") {
+		proxy = "http://" + proxy
+	}
+	u, err := url.Parse(proxy)
+	return err == nil && u.Host != ""
 }
 
 // proxyAddr returns where to dial, with the scheme's default port.

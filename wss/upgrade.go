@@ -105,10 +105,10 @@ func (s *Server) carry(ws *websocket.Conn, raw net.Conn, flight []*datagram) {
 	}
 	err := w.receive(deliver)
 	cancel(err)
+	out.closed.Store(true)
 	if failed := <-sent; failed != nil && errors.Is(err, net.ErrClosed) {
 		err = failed
 	}
-	out.closed.Store(true)
 	_ = raw.Close()
 	if cause := context.Cause(ctx); errors.Is(err, net.ErrClosed) {
 		err = cause
