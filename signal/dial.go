@@ -90,7 +90,7 @@ func (n *Node) dial(ctx context.Context) (*link, *dialing, error) {
 	blocked := n.blocked
 	n.trouble = nil
 	n.mu.Unlock()
-	udp := n.start(ctx, n.dialUDP, !blocked)
+	udp := n.start(ctx, n.dialUDP, true)
 	if n.cfg.Fallback == nil || len(n.cfg.TLSAddrs) == 0 {
 		r := <-udp.result
 		return r.link, nil, r.err
@@ -105,7 +105,7 @@ func (n *Node) dial(ctx context.Context) (*link, *dialing, error) {
 	var overTLSResult chan dialed // nil until it starts
 	begin := func() {
 		if overTLS == nil {
-			overTLS = n.start(ctx, n.dialTLS, blocked)
+			overTLS = n.start(ctx, n.dialTLS, false)
 			overTLSResult = overTLS.result
 		}
 	}
@@ -158,15 +158,16 @@ func (n *Node) dialUDP(ctx context.Context, early bool) (*link, error) {
 	return n.race(ctx, attempts, &n.preferred, early)
 }
 
-// dialTLS races the ways over TLS.
-func (n *Node) dialTLS(ctx context.Context, early bool) (*link, error) {
+// dialTLS races the ways over TLS. None is early: the Hello of one that loses to
+// UDP could arrive after that of the winner, and replace it at the coordinator.
+func (n *Node) dialTLS(ctx context.Context, _ bool) (*link, error) {
 	var attempts []attempt
 	for _, addr := range n.cfg.TLSAddrs {
-		attempts = append(attempts, attempt{addr + " over TLS", func(ctx context.Context, early bool) (*link, error) {
-			return n.dialOverTLS(ctx, addr, early)
+		attempts = append(attempts, attempt{addr + " over TLS", func(ctx context.Context, _ bool) (*link, error) {
+			return n.dialOverTLS(ctx, addr)
 		}})
 	}
-	return n.race(ctx, attempts, &n.preferredTLS, early)
+	return n.race(ctx, attempts, &n.preferredTLS, false)
 }
 
 // attempt is one entrant of a race.

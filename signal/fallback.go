@@ -47,7 +47,7 @@ func (c *carrier) close() {
 
 // dialOverTLS opens a way over TLS and connects on it. Deadlines.Dial counts for
 // each of the two.
-func (n *Node) dialOverTLS(ctx context.Context, addr string, early bool) (*link, error) {
+func (n *Node) dialOverTLS(ctx context.Context, addr string) (*link, error) {
 	opening, done := context.WithTimeout(ctx, n.cfg.Deadlines.Dial)
 	conn, err := n.cfg.Fallback(opening, addr)
 	done()
@@ -55,7 +55,7 @@ func (n *Node) dialOverTLS(ctx context.Context, addr string, early bool) (*link,
 		return nil, err
 	}
 	c := newCarrier(conn)
-	l, err := n.handshake(ctx, way{addr: addr, trusted: n.trustedAs(addr), remote: conn.Remote(), transport: c.transport, carrier: c}, early)
+	l, err := n.handshake(ctx, way{addr: addr, trusted: n.trustedAs(addr), remote: conn.Remote(), transport: c.transport, carrier: c}, false)
 	if err != nil {
 		c.close()
 		return nil, err

@@ -126,7 +126,7 @@ func TestSlowUDPWins(t *testing.T) {
 }
 
 // TestReconnectOverTLSWithoutAHeadStart: a node that was there over TLS expects
-// nothing of UDP, and uses its ticket.
+// nothing of UDP.
 func TestReconnectOverTLSWithoutAHeadStart(t *testing.T) {
 	b := newBench(t, grants)
 	b.udp.lose(true)
@@ -135,7 +135,6 @@ func TestReconnectOverTLSWithoutAHeadStart(t *testing.T) {
 		cfg.Deadlines.Dial = 400 * time.Millisecond // of UDP, which then fails before
 	}))
 	rec.next(t, "connected")
-	eventually(t, "a ticket", func() bool { return n.tickets.has(b.key.ID()) })
 	peer := b.rec.next(t, "joined").peer
 	start := time.Now()
 	peer.Close(CloseSlow, "for the test")
@@ -147,8 +146,33 @@ func TestReconnectOverTLSWithoutAHeadStart(t *testing.T) {
 	if d := time.Since(start); d > time.Second {
 		t.Errorf("connected again after %v", d)
 	}
-	if s := n.Status(); !s.OverTLS || !s.Used0RTT {
+	if s := n.Status(); !s.OverTLS {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// Test0RTTOverTLS: nodes of today do not use it, the way permits it.
+func Test0RTTOverTLS(t *testing.T) {
+	b := newBench(t, grants)
+	file, key := filepath.Join(t.TempDir(), "ticket"), newKey(t)
+	ticketFor(t, b.coordinator, key, file)
+	n, _, _ := makeNode(t, b.coordinator, client, func(cfg *NodeConfig) { cfg.TicketFile, cfg.Key = file, key })
+	conn, err := b.tls.dial(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCarrier(conn)
+	l, err := n.handshake(patient(t), way{remote: conn.Remote(), transport: c.transport, carrier: c}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.discard(l, CloseDone)
+	w, err := l.readWelcome(patience)
+	if err != nil || !w.GetOverTls() {
+		t.Errorf("%v, %v", w, err)
+	}
+	if peer := b.rec.next(t, "joined").peer; !peer.OverTLS() || !l.conn.ConnectionState().Used0RTT {
+		t.Error("0-RTT was not used")
 	}
 }
 
