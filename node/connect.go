@@ -129,6 +129,7 @@ func (c *connector) plan(s *session) plan {
 		legWanted: true, minerLeg: s.minerBlocked, predictable: s.predictable,
 		candidates: s.candidates, trickled: s.trickled, minerName: s.minerName, stage: s.stage,
 	}
+	p.relayOff = c.relayMode == RelayNever
 	p.tellsRelayed = s.relay != nil && len(s.relay.urls) > 0
 	blocked := c.coordinator().overTLS
 	if blocked && p.expect != ice.RelayNeeded {

@@ -125,7 +125,7 @@ func TestExitCodes(t *testing.T) {
 			l.unreachable("gpu-box", newAI(t, "m", says("ok")))
 			cl := l.hidden(func(c *clientConfig) { c.Deadlines.Direct = 500 * time.Millisecond })
 			return cl.ask(t, askOptions{prompt: []string{"?"}}).wait()
-		}, ExitNoPath, []string{"no path to gpu-box: no direct packet came through and the coordinator lends no relay", "UDP"}},
+		}, ExitNoPath, []string{"no path to gpu-box: no direct packet came through, and no relay may be used", "netcheck"}},
 		{"lost midway", func(t *testing.T) ended {
 			l, _, _ := ready(t, broken)
 			return l.ask("?").wait()

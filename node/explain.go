@@ -62,7 +62,7 @@ func explain(err error, c *client) *Error {
 		return &Error{
 			Exit: ExitNoPath, Code: "no_path", Err: err,
 			Message: fmt.Sprintf("no path to %s: %s", path.Miner, path.Reason),
-			Hint:    "check that UDP is allowed out on both sides, and that the coordinator's relay (UDP 3478) can be reached",
+			Hint:    "see what this network lets through: mintai -mode client netcheck",
 		}
 	case errors.As(err, &busy):
 		return explainBusy(busy)
@@ -111,7 +111,7 @@ func unreachableError(m membership, why, err error) *Error {
 	e := &Error{
 		Exit: ExitNoPath, Code: "no_coordinator", Err: err,
 		Message: fmt.Sprintf("no coordinator answers at %s", strings.Join(m.addrs, " or ")),
-		Hint:    "is it running, and is UDP to that address allowed?",
+		Hint:    "is it running? See what this network lets through: mintai -mode client netcheck",
 	}
 	if why != nil {
 		e.Message += fmt.Sprintf(" (%v)", why)

@@ -113,8 +113,8 @@ type clientMetrics struct {
 
 func newClientMetrics(r prometheus.Registerer) *clientMetrics {
 	m := &clientMetrics{
-		requests:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_client_requests_total", Help: "Requests by outcome and kind of path."}, []string{"outcome", "path"}),
-		tunnels:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "mintai_client_tunnels", Help: "Open tunnels by kind of path."}, []string{"path"}),
+		requests:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_client_requests_total", Help: "Requests by outcome, and by kind of path and the reason for it."}, []string{"outcome", "path", "reason"}),
+		tunnels:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "mintai_client_tunnels", Help: "Open tunnels by kind of path and the reason for it."}, []string{"path", "reason"}),
 		failures:   prometheus.NewCounter(prometheus.CounterOpts{Name: "mintai_client_connect_failures_total", Help: "Sessions for which no path was found."}),
 		connect:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "mintai_client_connect_seconds", Help: "From the grant to the open tunnel.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 13)}, []string{"path"}),
 		firstToken: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "mintai_client_first_token_seconds", Help: "From the request to the first byte of its answer.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 15)}),
@@ -127,7 +127,7 @@ func (m *clientMetrics) request(a account) {
 	if m == nil {
 		return
 	}
-	m.requests.WithLabelValues(a.outcome.String(), a.path.Kind).Inc()
+	m.requests.WithLabelValues(a.outcome.String(), a.path.Kind, a.path.Code).Inc()
 	if a.firstToken > 0 {
 		m.firstToken.Observe(a.firstToken.Seconds())
 	}
@@ -137,13 +137,13 @@ func (m *clientMetrics) tunnelUp(p Path, took time.Duration) {
 	if m == nil {
 		return
 	}
-	m.tunnels.WithLabelValues(p.Kind).Inc()
+	m.tunnels.WithLabelValues(p.Kind, p.Code).Inc()
 	m.connect.WithLabelValues(p.Kind).Observe(took.Seconds())
 }
 
 func (m *clientMetrics) tunnelDown(p Path) {
 	if m != nil {
-		m.tunnels.WithLabelValues(p.Kind).Dec()
+		m.tunnels.WithLabelValues(p.Kind, p.Code).Dec()
 	}
 }
 

@@ -71,6 +71,7 @@ type plan struct {
 	trickled     <-chan trickled
 	minerName    string
 	stage        func(string) // may be nil
+	relayOff     bool         // by this node's own setting
 	tellsRelayed bool         // the relay is not the coordinator's: this node tells the miner of it
 }
 
@@ -382,8 +383,10 @@ func (r *race) failure(ctx context.Context) error {
 		why = "the direct handshake did not finish"
 	}
 	switch {
-	case r.minerLeg && r.openRelay == nil && r.legWanted, !r.minerLeg && r.openRelay == nil:
-		why += " and the coordinator lends no relay"
+	case r.relayOff:
+		why += ", and relays are turned off here (relay = \"never\")"
+	case r.openRelay == nil && (r.legWanted || !r.minerLeg):
+		why += ", and no relay may be used: the coordinator lends none, or " + r.minerName + " wants none"
 	case r.relayErr != nil:
 		why += "; the relay failed: " + r.relayErr.Error()
 	case r.leg != nil:
