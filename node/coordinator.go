@@ -17,6 +17,7 @@ import (
 	"mintai/reputation"
 	"mintai/signal"
 	"mintai/signal/signalpb"
+	"mintai/wss"
 )
 
 // How the coordinator waits.
@@ -56,6 +57,7 @@ type coordinatorConfig struct {
 	Public     []string        // host names or addresses by which the Internet reaches this machine
 	STUN       string          // UDP host:port for address probes, and the next port; empty: none; port 0: any two
 	TURN       turnSettings
+	TLS        tlsSettings
 	PortMap    bool   // ask the router to forward the ports, when nothing here is public
 	Reputation string // the ledger's file
 	Deadlines  CoordinatorDeadlines
@@ -97,6 +99,11 @@ type coordinator struct {
 	probes *ice.ProbeServer // nil: none
 	turn   *ice.TURNServer  // nil: none of our own
 	relays operatorRelays   // those of others
+
+	tls     *wss.Server // nil: none
+	tlsNote string      // what is to be said of it; empty: nothing
+	streams io.Closer   // the QUIC transport over tls
+	home    *home       // nil: this machine needs no router to forward ports
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -149,6 +156,9 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	if err := c.startProbes(); err != nil {
 		return nil, err
 	}
+	if err := c.listenTLS(); err != nil {
+		return nil, err
+	}
 	if c.lendsOwn() {
 		if err := c.startTURN(); err != nil {
 			return nil, err
@@ -158,11 +168,16 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	if cfg.hooks.handler != nil {
 		handler = cfg.hooks.handler(c)
 	}
-	c.server, err = signal.NewServer(signal.ServerConfig{
+	server := signal.ServerConfig{
 		Key: cfg.Key, Conn: transport, Stun: c.stunAddrs, Admit: c.admit, Handler: handler, LeaseTTL: cfg.Deadlines.Lease,
 		Version: Version, Log: cfg.Log,
-	})
-	return c, err
+	}
+	c.overTLS(&server)
+	if c.server, err = signal.NewServer(server); err != nil {
+		return nil, err
+	}
+	c.home = newHome(c)
+	return c, nil
 }
 
 // Run serves until ctx ends and every connection is closed.
@@ -173,8 +188,16 @@ func (c *coordinator) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { every(ctx, sweepEvery, c.sweep) })
 	tasks.Go(func() { c.relays.run(ctx, c.log) })
+	tasks.Go(func() { c.home.run(ctx) })
+	carried, endTLS := context.WithCancel(context.WithoutCancel(ctx)) // until every node has been told
+	defer endTLS()
+	tasks.Go(func() { c.serveTLS(carried) })
 	err := c.server.Serve(ctx)
 	cancel()
+	if c.streams != nil {
+		_ = c.streams.Close()
+	}
+	endTLS()
 	tasks.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
@@ -188,6 +211,12 @@ func (c *coordinator) close() {
 	}
 	if c.probes != nil {
 		_ = c.probes.Close()
+	}
+	if c.streams != nil {
+		_ = c.streams.Close()
+	}
+	if c.tls != nil {
+		_ = c.tls.Close()
 	}
 	if c.ledger != nil {
 		if err := c.ledger.Close(); err != nil {
@@ -223,6 +252,7 @@ func (c *coordinator) Joined(p *signal.Peer) {
 		Str("admitted_as", p.AdmittedAs()).Stringer("addr", p.Observed()).Msg("joined")
 	c.cfg.Metrics.joined(p.Role())
 	c.view.Joined(p.Node())
+	c.home.joined(p)
 	c.heard(p, time.Now())
 }
 

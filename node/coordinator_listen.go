@@ -87,6 +87,9 @@ func (c *coordinator) startTURN() error {
 			return &Error{Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("[coordinator.turn] listen = %q: %v", c.cfg.TURN.Listen, err), Err: err}
 		}
 	}
+	if c.tls != nil {
+		cfg.Streams = c.tls.TURN()
+	}
 	var err error
 	if c.turn, err = ice.StartTURN(cfg); err != nil {
 		return &Error{
@@ -140,6 +143,11 @@ func (c *coordinator) stunAddrs() []netip.AddrPort {
 		}
 		for _, port := range ports {
 			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), port))
+		}
+	}
+	for _, port := range ports {
+		if a := c.home.external(port, false); a.IsValid() {
+			addrs = append(addrs, a)
 		}
 	}
 	slices.SortStableFunc(addrs, func(a, b netip.AddrPort) int {

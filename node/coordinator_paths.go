@@ -194,21 +194,13 @@ func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now
 		return
 	}
 	from := peerView{proven: c.view.Proven(p.Node(), now)}
-	candidates := from.trickled(m.GetCandidates(), o, append(c.relays.addrs(), c.ownRelayAddrs()...))
+	candidates := from.trickled(m.GetCandidates(), o, c.relays.addrs())
 	if len(candidates) == 0 {
 		return
 	}
 	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
 		Session: m.GetSession(), Candidates: candidates,
 	}}})
-}
-
-func (c *coordinator) ownRelayAddrs() []netip.Addr {
-	if c.turn == nil {
-		return nil
-	}
-	out := append(c.ownAddrs(), c.Addr().Addr())
-	return append(out, c.relayIP())
 }
 
 // lendRelay opens the relay for one session: its client may reach that
@@ -225,26 +217,22 @@ func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o
 			forMiner = c.operatorRelay(s)
 		}
 	case c.turn != nil:
-		forClient = c.ownRelay(ice.TURNSession{ID: s.id, Node: client.id, Peers: addrsOf(miner.proven), Known: miner.proven, Expires: s.expires})
+		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: miner.proven, Expires: s.expires})
 		if o.legs {
-			forMiner = c.ownRelay(ice.TURNSession{ID: s.id, Node: miner.id, Miner: true, Known: client.proven, Expires: s.expires})
+			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: client.proven, Expires: s.expires})
 		}
 	}
 	return forClient, forMiner
 }
 
-func addrsOf(in []netip.AddrPort) (out []netip.Addr) {
-	for _, a := range in {
-		out = append(out, a.Addr())
-	}
-	return out
-}
-
-func (c *coordinator) ownRelay(t ice.TURNSession) *signalpb.Relay {
-	t.Password = ice.NewCredentials().Pwd
+// ownRelay lends one leg to whom it is for, at the ports that lead there.
+func (c *coordinator) ownRelay(to peerView, t ice.TURNSession) *signalpb.Relay {
+	t.Node, t.Password = to.id, ice.NewCredentials().Pwd
 	user := c.turn.Allow(t)
+	outside := isPublic(to.observed.Addr())
 	return &signalpb.Relay{
-		Port: uint32(c.turnPort()), Username: user, Password: t.Password,
+		Port:    uint32(c.home.port(c.turnPort(), false, outside)),
+		TlsPort: uint32(c.home.port(c.tlsPort(), true, outside)), Username: user, Password: t.Password,
 		Realm: c.turn.Realm(), Nonce: c.turn.Nonce(), ExpiresUnixMs: t.Expires.UnixMilli(),
 	}
 }

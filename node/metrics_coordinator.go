@@ -121,3 +121,20 @@ func (m *coordinatorMetrics) receipt(fromClient bool, r *signalpb.Receipt) {
 	}
 	m.receipts.WithLabelValues(from, r.GetOutcome().String()).Inc()
 }
+
+// registerProbes shows what the probe server counts, and how many nodes are
+// watched.
+func (c *coordinator) registerProbes(r prometheus.Registerer) {
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "mintai_coordinator_watched_nodes", Help: "Nodes of whose addresses something is known.",
+	}, func() float64 { return float64(c.view.Len()) }))
+	if c.probes == nil {
+		return
+	}
+	r.MustRegister(newEventsCollector("mintai_coordinator_probe_events_total", "What the probe server answered and refused.", func() map[string]uint64 {
+		s := c.probes.Stats()
+		return map[string]uint64{
+			"answered": s.Answered, "proofs": s.Proofs, "replayed": s.Replayed, "refused": s.Refused, "flood": s.Flood, "malformed": s.Malformed,
+		}
+	}))
+}

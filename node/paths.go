@@ -103,6 +103,9 @@ func (p Paths) Secret() string { return filepath.Join(p.Dir(), "secret") }
 // Ledger is the file of the coordinator's reputation store.
 func (p Paths) Ledger() string { return filepath.Join(p.Dir(), "reputation.db") }
 
+// ACME is the folder of the coordinator's certificates that it got by itself.
+func (p Paths) ACME() string { return filepath.Join(p.Dir(), "acme") }
+
 // WriteRuntime publishes the coordinator to processes of the same user, at the
 // first place that can be had, and returns it for identity.RemoveRuntime.
 func (p Paths) WriteRuntime(r identity.Runtime) (string, error) {
