@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -125,6 +126,40 @@ func TestResponderRefuses(t *testing.T) {
 		if _, err := r.answer(b, testFrom); !errors.Is(err, ErrBadCheck) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Places for unknown addresses are few: only checks that the peer has signed
+// take one, and what the policy forbids is not even looked at.
+func TestDemuxAdmitsSignedChecks(t *testing.T) {
+	addrs := testAddrs(maxLearned + 3)
+	d := newDemux(&quic.Transport{})
+	conns := newSessionConns(d, nil, rfc5769Password, &Policy{Proven: addrs[:maxLearned+2]})
+	d.register("evtj", conns)
+	forged := bytes.Clone(rfc5769Request)
+	forged[len(forged)-12] ^= 1
+	unsigned := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.NewUsername("evtj:h6vY")).Raw
+	for range 3 {
+		d.deliver(forged, addrs[0])
+		d.deliver(unsigned, addrs[1])
+	}
+	if st := d.stats(); st.Malformed != 6 || len(conns.v4.queue) != 0 || conns.pacer.learned != 0 {
+		t.Errorf("forged checks: %+v, %d learned", st, conns.pacer.learned)
+	}
+	for _, a := range addrs {
+		d.deliver(rfc5769Request, a)
+	}
+	st := d.stats()
+	if len(conns.v4.queue) != maxLearned || st.Overflow != 2 || st.Forbidden != 1 {
+		t.Errorf("%d checks reached the session, stats %+v", len(conns.v4.queue), st)
+	}
+	// To an address that is not known nothing is sent; quic-go would say that its
+	// transport has no socket.
+	if n, err := conns.v4.WriteTo(rfc5769Request, net.UDPAddrFromAddrPort(addrs[maxLearned+1])); err != nil || n != len(rfc5769Request) {
+		t.Error(n, err)
+	}
+	if conns.pacer.total() != 0 {
+		t.Error("a check was sent")
 	}
 }
 

@@ -17,8 +17,9 @@ const (
 	// dialWindow is how long the answers to a handshake of ours are let in after
 	// its last packet; a handshake takes 5 s at most and repeats itself faster.
 	dialWindow = 10 * time.Second
-	// maxDials bounds the addresses that are being dialled at once.
-	maxDials = 256
+	// maxDials bounds the addresses that are being dialled at once, and
+	// maxCallers those of admitted ones that are being answered.
+	maxDials, maxCallers = 256, 1024
 )
 
 // gate decides whose QUIC handshakes reach QUIC. Only packets with a long
@@ -33,8 +34,9 @@ type gate struct {
 
 	mu       sync.RWMutex // guards what follows
 	sessions map[identity.SessionID]map[netip.Addr]struct{}
-	admitted map[netip.Addr]int // how many sessions let an address in
-	dials    map[netip.AddrPort]time.Time
+	admitted map[netip.Addr]int           // how many sessions let an address in
+	dials    map[netip.AddrPort]time.Time // last packet of a handshake to an address that did not call
+	callers  map[netip.AddrPort]time.Time // the same, while it was admitted
 }
 
 func newGate() *gate {
@@ -42,6 +44,7 @@ func newGate() *gate {
 		sessions: make(map[identity.SessionID]map[netip.Addr]struct{}),
 		admitted: make(map[netip.Addr]int),
 		dials:    make(map[netip.AddrPort]time.Time),
+		callers:  make(map[netip.AddrPort]time.Time),
 	}
 }
 
@@ -81,27 +84,39 @@ func (g *gate) dismiss(id identity.SessionID) {
 	delete(g.sessions, id)
 }
 
-// dialing notes that a packet of a handshake leaves for addr.
+// dialing notes that a packet of a handshake leaves for addr. To an address that
+// is admitted it may be an answer, and the last ones leave when it no longer is:
+// those open nothing.
 func (g *gate) dialing(addr netip.AddrPort, now time.Time) {
 	g.mu.RLock()
-	at, known := g.dials[addr]
-	skip := g.admitted[addr.Addr()] > 0 || known && now.Sub(at) < dialWindow/10
+	admitted := g.admitted[addr.Addr()] > 0
+	into, limit := g.dials, maxDials
+	if admitted {
+		into, limit = g.callers, maxCallers
+	}
+	at, known := into[addr]
+	called := within(g.callers, addr, now)
 	g.mu.RUnlock()
-	if skip {
+	if known && now.Sub(at) < dialWindow/10 || called && !admitted {
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !known && len(g.dials) >= maxDials {
-		maps.DeleteFunc(g.dials, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) > dialWindow })
-		if len(g.dials) >= maxDials { // the oldest is the least likely to be answered
-			oldest := slices.MinFunc(slices.Collect(maps.Keys(g.dials)), func(a, b netip.AddrPort) int {
-				return g.dials[a].Compare(g.dials[b])
-			})
-			delete(g.dials, oldest)
+	if _, known := into[addr]; !known && len(into) >= limit {
+		maps.DeleteFunc(into, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) > dialWindow })
+		if len(into) >= limit { // the oldest is the least likely to be answered
+			delete(into, slices.MinFunc(slices.Collect(maps.Keys(into)), func(a, b netip.AddrPort) int {
+				return into[a].Compare(into[b])
+			}))
 		}
 	}
-	g.dials[addr] = now
+	into[addr] = now
+}
+
+// within reports whether addr was noted less than a dialWindow ago.
+func within(noted map[netip.AddrPort]time.Time, addr netip.AddrPort, now time.Time) bool {
+	at, ok := noted[addr]
+	return ok && now.Sub(at) <= dialWindow
 }
 
 // lets reports whether a datagram may reach QUIC.
@@ -110,8 +125,7 @@ func (g *gate) lets(b []byte, from netip.AddrPort, now time.Time) bool {
 		return true
 	}
 	g.mu.RLock()
-	at, dialled := g.dials[from]
-	ok := g.admitted[from.Addr()] > 0 || dialled && now.Sub(at) <= dialWindow
+	ok := g.admitted[from.Addr()] > 0 || within(g.dials, from, now)
 	g.mu.RUnlock()
 	if !ok {
 		g.dropped.Add(1)

@@ -41,8 +41,10 @@ func TestGateLetsIn(t *testing.T) {
 	if g.dropped.Load() != 4 {
 		t.Errorf("%d dropped", g.dropped.Load())
 	}
-	if !g.admit(one, friend.Addr()) || !g.admit(one, friend.Addr()) || !g.admit(two, netip.AddrFrom16(friend.Addr().As16())) {
-		t.Error("no room")
+	for _, again := range []netip.Addr{friend.Addr(), friend.Addr(), netip.AddrFrom16(friend.Addr().As16())} {
+		if !g.admit(one, again) || !g.admit(two, again) {
+			t.Error("no room")
+		}
 	}
 	lets(quicInitial, friend, true)
 	lets(quicInitial, netip.AddrPortFrom(friend.Addr(), 9), true)
@@ -71,8 +73,13 @@ func TestGateDoesNotRememberAnswers(t *testing.T) {
 	g.admit(identity.SessionID{1}, peer.Addr())
 	g.dialing(peer, now)
 	g.dismiss(identity.SessionID{1})
-	if g.lets(quicInitial, peer, now) {
+	g.dialing(peer, now.Add(dialWindow/2)) // the last answer leaves late
+	if g.lets(quicInitial, peer, now.Add(dialWindow/2)) {
 		t.Error("a dismissed peer is let in")
+	}
+	now = now.Add(dialWindow + 1)
+	if g.dialing(peer, now); !g.lets(quicInitial, peer, now) {
+		t.Error("an address that called once cannot be dialled")
 	}
 }
 
@@ -96,6 +103,12 @@ func TestGateIsBounded(t *testing.T) {
 	g.dialing(addrs[maxAdmitted], now.Add(2*dialWindow))
 	if len(g.dials) != 1 {
 		t.Errorf("%d dials, most of them over", len(g.dials))
+	}
+	for i := range 2 * maxCallers {
+		g.dialing(netip.AddrPortFrom(addrs[0].Addr(), uint16(i+1)), now)
+	}
+	if len(g.callers) != maxCallers {
+		t.Errorf("%d callers", len(g.callers))
 	}
 }
 

@@ -162,30 +162,37 @@ func TestSocketProves(t *testing.T) {
 	}
 }
 
-// FuzzVerifyProbe checks that nothing passes as signed but what was signed.
+// FuzzVerifyProbe takes its input as a datagram, and as changes to one that was
+// signed: those never pass as signed.
 func FuzzVerifyProbe(f *testing.F) {
 	key := newTestKey(f)
 	now := time.Now()
 	raw, _ := SignProbe(key, testCoordinator, ChangeIP|ChangePort, now)
 	f.Add(raw)
-	plain, _ := SignProbe(key, identity.NodeID{}, 0, now)
-	f.Add(plain)
 	f.Add(rfc5769Request)
 	f.Add(stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.Fingerprint).Raw)
+	f.Add([]byte{24: 1})
+	f.Add([]byte{140: 0x80})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		before := bytes.Clone(b)
-		p, err := VerifyProbe(b, testCoordinator, now)
-		switch {
-		case !bytes.Equal(b, before):
-			t.Fatal("the datagram was changed")
-		case err != nil:
-			if !errors.Is(err, ErrBadProbe) || p.Signed || p.Transaction != (ProbeRequest{}).Transaction {
-				t.Fatalf("%+v with error %v", p, err)
+		changed := bytes.Clone(raw)
+		for i := range min(len(b), len(changed)) {
+			changed[i] ^= b[i]
+		}
+		for _, datagram := range [][]byte{b, changed} {
+			before := bytes.Clone(datagram)
+			p, err := VerifyProbe(datagram, testCoordinator, now)
+			switch {
+			case !bytes.Equal(datagram, before):
+				t.Fatal("the datagram was changed")
+			case err != nil:
+				if !errors.Is(err, ErrBadProbe) || p.Signed || p.Fresh || p.Node != (identity.NodeID{}) {
+					t.Fatalf("%+v with error %v", p, err)
+				}
+			case p.Signed && p.Node == key.ID() && (!bytes.Equal(datagram[8:20], raw[8:20]) || p.Change != ChangeIP|ChangePort || !p.Fresh):
+				t.Fatalf("a forgery: %x", datagram)
+			case p.Fresh && !p.Signed, p.Change&^(ChangeIP|ChangePort) != 0:
+				t.Fatalf("%+v", p)
 			}
-		case p.Signed && p.Node != key.ID():
-			t.Fatalf("a forgery: %x", b)
-		case p.Fresh && !p.Signed, p.Change&^(ChangeIP|ChangePort) != 0:
-			t.Fatalf("%+v", p)
 		}
 	})
 }
