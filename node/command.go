@@ -28,6 +28,7 @@ type command struct {
 	model   string
 	system  string
 	timeout time.Duration
+	count   int // of pings; 0: the default
 	json    bool
 	quiet   bool
 	verbose bool
@@ -36,8 +37,8 @@ type command struct {
 // verbs lists what each mode can be asked to do; the first is the default.
 var verbs = map[string][]string{
 	"coordinator": {"run"},
-	"miner":       {"run"},
-	"client":      {"", "ask", "models", "proxy", "serve", "join"},
+	"miner":       {"run", "netcheck"},
+	"client":      {"", "ask", "models", "proxy", "serve", "join", "netcheck", "ping"},
 	"dev":         {"", "ask", "models", "proxy", "serve"},
 }
 
@@ -88,6 +89,7 @@ func (c *command) flags() *flag.FlagSet {
 	fs.StringVar(&c.system, "system", "", "")
 	fs.StringVar(&c.system, "s", "", "")
 	fs.DurationVar(&c.timeout, "timeout", 0, "")
+	fs.IntVar(&c.count, "c", 0, "")
 	fs.BoolVar(&c.json, "json", false, "")
 	fs.BoolVar(&c.quiet, "q", false, "")
 	fs.BoolVar(&c.verbose, "v", false, "")
@@ -148,7 +150,13 @@ func (c *command) place(words []string) error {
 	if c.verb == "" {
 		return usageError("-mode "+c.mode+" needs a command", fmt.Sprintf("try: mintai -mode %s ask \"What is a tunnel?\"", c.mode))
 	}
-	if c.verb != "ask" && c.verb != "join" && len(c.args) > 0 {
+	if c.verb == "ping" && (len(c.args) != 1 || strings.Trim(c.args[0], "@ ") == "") {
+		return usageError("ping takes one miner", "try: mintai -mode client ping gpu-box; the miners are listed by: mintai -mode client models")
+	}
+	if c.count < 0 || c.count > maxPings {
+		return usageError(fmt.Sprintf("-c must be 1 to %d", maxPings), "")
+	}
+	if c.verb != "ask" && c.verb != "join" && c.verb != "ping" && len(c.args) > 0 {
 		return usageError(fmt.Sprintf("%s takes no argument, but got %q", c.verb, c.args[0]), "see mintai -help")
 	}
 	if c.timeout < 0 {
@@ -158,8 +166,11 @@ func (c *command) place(words []string) error {
 }
 
 func unknownVerb(mode, verb string, known []string) error {
-	if mode == "coordinator" || mode == "miner" {
+	switch mode {
+	case "coordinator":
 		return usageError(fmt.Sprintf("-mode %s takes no command, but got %q", mode, verb), "see mintai -help")
+	case "miner":
+		return usageError(fmt.Sprintf("-mode miner takes no command but netcheck, and got %q", verb), "see mintai -help")
 	}
 	words := known[1:]
 	hint := "the commands are " + strings.Join(words, ", ")
@@ -181,6 +192,9 @@ func (c *command) run(ctx context.Context, std IO) error {
 	case c.version:
 		_, err := io.WriteString(std.Stdout, versionText())
 		return err
+	}
+	if c.verb == "netcheck" {
+		return c.runNetcheck(ctx, std)
 	}
 	switch c.mode {
 	case "coordinator":
@@ -205,6 +219,8 @@ client commands
   models             what is offered, and by whom
   proxy  (serve)     an OpenAI and Ollama endpoint on http://127.0.0.1:11500
   join LINK          remember a coordinator's join link
+  netcheck           what this network lets through (also -mode miner netcheck)
+  ping MINER         direct or relayed, round trip, why; -c N times
 dev ask PROMPT...    coordinator, miner and client in one process, to try it
 
 flags, anywhere on the line

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -19,6 +20,7 @@ import (
 	"mintai/portmap"
 	"mintai/signal"
 	"mintai/signal/signalpb"
+	"mintai/wss"
 )
 
 // How long the parts of a netcheck may take. They run side by side; those that
@@ -27,13 +29,18 @@ import (
 // where it does not.
 const (
 	netConnect   = 2500 * time.Millisecond // to the coordinator's first word
-	netBesides   = 4 * time.Second         // what needs no word of the coordinator's
-	netMeasure   = 1500 * time.Millisecond // after it, and netRounds round trips
+	netOthers    = time.Second             // from the start, for its other addresses, and netRounds round trips
 	netRounds    = 6
-	netMostTime  = 8 * time.Second // however slow the path
+	netBesides   = 3 * time.Second         // what needs no word of the coordinator's
+	netMeasure   = 1200 * time.Millisecond // after it, and netMeasureRounds round trips
+	netMostTime  = 12 * time.Second        // however slow the path
 	netLeastRTO  = 100 * time.Millisecond
-	netGuessRTT  = 150 * time.Millisecond // of a coordinator that has not said a word
+	netGuessRTT  = 100 * time.Millisecond // of a coordinator that has not said a word
 	netMostAddrs = 4                      // addresses of the coordinator that are tried
+
+	// Silence is believed after nine times the timeout for one answer, which is
+	// one and a half round trips; a few more round trips lead there and on.
+	netMeasureRounds = 18
 )
 
 // needCoordinator are the fields that stay empty without a coordinator.
@@ -55,14 +62,14 @@ func (c *command) runNetcheck(ctx context.Context, std IO) error {
 	}
 	n := &netcheck{report: newNetReport(mode), log: s.log, notice: notice(std)}
 	n.member, err = findMembership(c.join, std.Getenv("MINTAI_JOIN"), link, s.paths)
-	unknown := asError(err)
-	switch {
-	case err == nil:
-		if n.pins, err = s.openPins(); err != nil {
+	if err == nil {
+		n.pins, err = s.openPins()
+	}
+	if err != nil {
+		n.unknown = asError(err)
+		if n.unknown.Exit != ExitNoPath { // a link or a file that is damaged: not the network's fault
 			return c.asJSON(std, err)
 		}
-	case unknown.Exit != ExitNoPath: // a link or a file that is damaged: not the network's fault
-		return c.asJSON(std, err)
 	}
 	if c.timeout > 0 {
 		var cancel context.CancelFunc
@@ -78,18 +85,15 @@ func (c *command) runNetcheck(ctx context.Context, std IO) error {
 	}
 	n.report.ElapsedMS = milliseconds(time.Since(started))
 	n.report.judge()
-	return c.showNetcheck(std, n, unknown)
+	return c.showNetcheck(std, n)
 }
 
 // showNetcheck prints the report. That no coordinator answers is its own exit
 // code; the report says it already.
-func (c *command) showNetcheck(std IO, n *netcheck, unknown *Error) error {
+func (c *command) showNetcheck(std IO, n *netcheck) error {
 	var failure *Error
-	if !n.report.connected() && !yes(n.report.UDP) {
+	if !n.report.connected() && !n.report.refused() && !yes(n.report.UDP) {
 		failure = n.failure()
-		if len(n.member.addrs) == 0 {
-			failure = unknown
-		}
 		n.report.Error = &jsonError{Code: failure.Code, Message: failure.Message, Hint: failure.Hint}
 	}
 	var err error
@@ -111,21 +115,22 @@ func (c *command) showNetcheck(std IO, n *netcheck, unknown *Error) error {
 // netcheck is one measurement. run's parts write to fields of the report of their
 // own, so that nothing guards them.
 type netcheck struct {
-	member membership // without addrs: no coordinator is known
-	pins   *identity.Pins
-	notice func(string)
-	log    zerolog.Logger
-	report *netReport
+	member  membership // without addrs: no coordinator is known
+	unknown *Error     // why none is
+	pins    *identity.Pins
+	notice  func(string)
+	log     zerolog.Logger
+	report  *netReport
 
 	connectErr error // why no address of the coordinator answers
 }
 
 // contact is the coordinator's first word, or what stands for it.
 type contact struct {
-	id      identity.NodeID
-	stun    []netip.AddrPort
-	rtt     time.Duration // 0: not known
-	overTLS bool
+	id       identity.NodeID
+	stun     []netip.AddrPort
+	rtt      time.Duration // 0: not known
+	answered bool          // it is the coordinator's own word
 }
 
 // run measures everything there is to measure. It returns an error only when it
@@ -152,8 +157,10 @@ func (n *netcheck) run(ctx context.Context) error {
 	wg.Go(func() { tls.run(besides) })
 	connecting, stop := context.WithTimeout(ctx, netConnect)
 	defer stop()
+	others := time.Now().Add(netOthers)
 	first := n.connect(connecting, socket, &wg)
 	n.measure(ctx, first)
+	defer time.AfterFunc(time.Until(others)+netRounds*first.rtt, stop).Stop()
 	wg.Wait()
 	n.conclude(tls)
 	return nil
@@ -204,7 +211,8 @@ func (n *netcheck) connect(ctx context.Context, socket *ice.Socket, wg *sync.Wai
 		wg.Go(func() {
 			found, err := n.hello(ctx, socket, addr, &n.report.Coordinators[i])
 			if err != nil {
-				n.report.Coordinators[i].Error = err.Error()
+				n.report.Coordinators[i].Error = plainReason(err)
+				n.report.Coordinators[i].Refused = errors.As(err, new(*signal.RefusedError))
 				failures <- err
 				return
 			}
@@ -254,8 +262,6 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 	if err := node.WaitConnected(ctx); err != nil {
 		if why := node.Status().Err; why != nil {
 			err = why
-		} else if errors.Is(err, context.DeadlineExceeded) {
-			err = errors.New("no answer")
 		}
 		return contact{}, err
 	}
@@ -267,7 +273,7 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 	if st.Remote.IsValid() {
 		out.Remote = st.Remote.String()
 	}
-	return contact{id: st.Coordinator, stun: slices.Clone(st.Stun), rtt: st.RTT, overTLS: st.OverTLS}, nil
+	return contact{id: st.Coordinator, stun: slices.Clone(st.Stun), rtt: st.RTT, answered: true}, nil
 }
 
 // guess stands for a coordinator that does not answer, or does not admit this
@@ -309,9 +315,14 @@ func (n *netcheck) stunPorts() []uint16 {
 
 // failure says that no coordinator answers.
 func (n *netcheck) failure() *Error {
-	e := unreachableError(n.member, n.connectErr, n.connectErr)
-	e.Exit = ExitNoPath // also of one that refuses this node: it is documented so
-	return e
+	if n.unknown != nil {
+		return n.unknown
+	}
+	why := n.connectErr
+	if errors.Is(why, context.DeadlineExceeded) {
+		why = nil // that there was no answer is said already
+	}
+	return unreachableError(n.member, why, n.connectErr)
 }
 
 // conclude fills in what follows from several parts.
@@ -341,9 +352,6 @@ func (n *netcheck) conclude(tls *netTLSCheck) {
 
 // rtoOf is how long an answer is waited for before the request is sent again.
 func rtoOf(rtt time.Duration) time.Duration {
-	if rtt == 0 {
-		rtt = netGuessRTT
-	}
 	return max(netLeastRTO, rtt+rtt/2)
 }
 
@@ -354,4 +362,29 @@ func withPort(addr string, port uint16) (string, bool) {
 		return "", false
 	}
 	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(int(port))), true
+}
+
+// plainReason is an error in a few words: the system's own where it has some,
+// instead of the way that they took.
+func plainReason(err error) string {
+	var (
+		refused *signal.RefusedError
+		proxy   *wss.ProxyError
+		errno   syscall.Errno
+		timeout interface{ Timeout() bool }
+	)
+	switch {
+	case errors.As(err, &refused):
+		return "it refuses this node: " + refused.Message
+	case errors.As(err, &proxy):
+		return proxy.Error()
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return "no answer"
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer"
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 
 	"mintai/ice"
@@ -52,8 +53,8 @@ type netFamily struct {
 	// "address-and-port-dependent"; empty: not known.
 	Mapping   string `json:"mapping"`
 	Filtering string `json:"filtering"`
-	// Doubtful: the coordinator has one address of this family, so that a
-	// dependence on the address could not be seen.
+	// Doubtful: the coordinator has one address of this family, so that what
+	// depends on the address could not be seen.
 	Doubtful bool   `json:"doubtful"`
 	Class    string `json:"class"` // in plain words; filled in by judge
 }
@@ -85,15 +86,19 @@ type netMTU struct {
 type netCoordinator struct {
 	Addr   string  `json:"address"` // as the link has it
 	Remote string  `json:"remote"`  // what answered
-	Over   string  `json:"over"`    // udp or tls; empty: no answer
+	Over   string  `json:"over"`    // udp or tls; empty: no connection
 	RTT    float64 `json:"rtt_ms"`
-	Error  string  `json:"error,omitempty"`
+	// Refused: it answered, and does not admit this node.
+	Refused bool   `json:"refused"`
+	Error   string `json:"error,omitempty"`
 }
 
 // netSTUN is one address at which the coordinator answers STUN.
 type netSTUN struct {
-	Addr string  `json:"address"`
-	RTT  float64 `json:"rtt_ms"` // 0: no answer
+	Addr string `json:"address"`
+	// RTT is null where no request was answered at once, which includes those
+	// addresses that there was no reason to ask.
+	RTT *float64 `json:"rtt_ms"`
 }
 
 // netTLS is one TLS port of the coordinator.
@@ -137,14 +142,14 @@ func (r *netReport) missing(field, why string) {
 	}
 }
 
-// connected reports whether the coordinator answers at all.
+// connected reports whether the coordinator let this node in at some address.
 func (r *netReport) connected() bool {
-	for _, c := range r.Coordinators {
-		if c.Over != "" {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(r.Coordinators, func(c netCoordinator) bool { return c.Over != "" })
+}
+
+// refused reports whether it answered and did not.
+func (r *netReport) refused() bool {
+	return !r.connected() && slices.ContainsFunc(r.Coordinators, func(c netCoordinator) bool { return c.Refused })
 }
 
 // The words for a NAT's behaviour in JSON.
@@ -167,8 +172,9 @@ func behaviorCode(b ice.Behavior) string {
 	}
 }
 
-// classify takes over what the probes of one family showed; nil: no answer.
-func (f *netFamily) classify(seen *ice.Family) {
+// classify takes over what probes to so many addresses of the coordinator showed
+// of a family; nil: no answer.
+func (f *netFamily) classify(seen *ice.Family, addresses int) {
 	if seen == nil {
 		return
 	}
@@ -177,7 +183,7 @@ func (f *netFamily) classify(seen *ice.Family) {
 	nat := !seen.NoNAT
 	f.NAT = &nat
 	f.Mapping, f.Filtering = behaviorCode(seen.Mapping), behaviorCode(seen.Filtering)
-	f.Doubtful = seen.Doubtful
+	f.Doubtful = seen.Doubtful || addresses < 2 && seen.Filtering == ice.AddressDependent
 }
 
 // public reports whether the coordinator sees this family at an address of the

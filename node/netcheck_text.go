@@ -57,8 +57,8 @@ func (r *netReport) text(w io.Writer) error {
 	if len(r.Coordinators) == 0 {
 		fact("coordinator", orNone(r.NotMeasured["coordinators"]))
 	}
-	for _, s := range r.STUN {
-		fact("STUN", s.line())
+	if len(r.STUN) > 0 {
+		fact("STUN", r.stunLine())
 	}
 	for _, t := range r.TLS {
 		fact("TLS", t.line())
@@ -187,8 +187,11 @@ func (r *netReport) proxyLine() string {
 }
 
 func (c netCoordinator) line() string {
-	if c.Over == "" {
-		return c.Addr + " does not answer: " + orNone(c.Error)
+	switch {
+	case c.Refused:
+		return c.Addr + " answers: " + c.Error
+	case c.Over == "":
+		return c.Addr + ": " + orNone(c.Error)
 	}
 	text := c.Addr
 	if c.Remote != "" && c.Remote != c.Addr {
@@ -200,11 +203,24 @@ func (c netCoordinator) line() string {
 	return text + " over " + strings.ToUpper(c.Over)
 }
 
-func (s netSTUN) line() string {
-	if s.RTT == 0 {
-		return s.Addr + " does not answer"
+// stunLine sums the probes up: which addresses answer, and how fast the fastest
+// does. Not all of them need to be asked.
+func (r *netReport) stunLine() string {
+	var answered []string
+	best := 0.0
+	for _, s := range r.STUN {
+		if s.RTT == nil {
+			continue
+		}
+		answered = append(answered, s.Addr)
+		if len(answered) == 1 || *s.RTT < best {
+			best = *s.RTT
+		}
 	}
-	return s.Addr + " in " + terminal.FormatRTT(fromMilliseconds(s.RTT))
+	if len(answered) == 0 {
+		return fmt.Sprintf("none of %d addresses answered at once", len(r.STUN))
+	}
+	return strings.Join(answered, ", ") + " in " + terminal.FormatRTT(fromMilliseconds(best))
 }
 
 func (t netTLS) line() string {

@@ -146,21 +146,6 @@ func (t *netTLSCheck) turn(ctx context.Context, target string) error {
 	return conn.Close()
 }
 
-// plainReason is one short line of an error.
-func plainReason(err error) string {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.As(err, new(*wss.ProxyError)):
-		return err.Error()
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return "no answer"
-	}
-	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Err != nil {
-		return op.Err.Error()
-	}
-	return err.Error()
-}
-
 // hostOf is the host of an address as a URL has it.
 func hostOf(addr string) string {
 	host, _, err := net.SplitHostPort(addr)

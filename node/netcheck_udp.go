@@ -17,8 +17,12 @@ import (
 // opens the NAT for another.
 func (n *netcheck) measure(ctx context.Context, to contact) {
 	if len(to.stun) == 0 || to.id.IsZero() {
+		why := "the coordinator answers no address probes"
+		if !to.answered {
+			why = "the coordinator does not answer"
+		}
 		for _, field := range []string{"ipv4", "ipv6", "hairpin", "mtu", "stun", "relay.udp"} {
-			n.report.missing(field, "the coordinator answers no address probes")
+			n.report.missing(field, why)
 		}
 		return
 	}
@@ -27,13 +31,13 @@ func (n *netcheck) measure(ctx context.Context, to contact) {
 		n.report.missing("stun", err.Error())
 		return
 	}
-	limit := min(netMeasure+netRounds*to.rtt, netMostTime)
-	if to.rtt == 0 {
-		limit = netMeasure + netRounds*netGuessRTT
+	rtt := to.rtt
+	if rtt == 0 {
+		rtt = netGuessRTT
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, min(netMeasure+netMeasureRounds*rtt, netMostTime))
 	defer cancel()
-	p := &prober{netcheck: n, to: to, key: key, rto: rtoOf(to.rtt)}
+	p := &prober{netcheck: n, to: to, key: key, rto: rtoOf(rtt)}
 	var wg sync.WaitGroup
 	wg.Go(func() { p.classes(ctx) })
 	wg.Go(func() { p.hairpin(ctx) })
@@ -69,16 +73,27 @@ func (p *prober) classes(ctx context.Context) {
 	answered := err == nil || found.V4 != nil || found.V6 != nil
 	p.report.Relay.UDP = &answered
 	for _, at := range p.to.stun {
-		p.report.STUN = append(p.report.STUN, netSTUN{Addr: at.String(), RTT: milliseconds(found.RTT[at])})
+		s := netSTUN{Addr: at.String()}
+		if rtt, ok := found.RTT[at]; ok {
+			s.RTT = new(milliseconds(rtt))
+		}
+		p.report.STUN = append(p.report.STUN, s)
 	}
 	sortSTUN(p.report.STUN)
-	p.report.IPv4.classify(found.V4)
-	p.report.IPv6.classify(found.V6)
 	for _, f := range []struct {
-		field string
-		is4   bool
-	}{{"ipv4", true}, {"ipv6", false}} {
-		if !slices.ContainsFunc(p.to.stun, func(at netip.AddrPort) bool { return at.Addr().Is4() == f.is4 }) {
+		field  string
+		family *netFamily
+		seen   *ice.Family
+		is4    bool
+	}{{"ipv4", p.report.IPv4, found.V4, true}, {"ipv6", p.report.IPv6, found.V6, false}} {
+		addrs := map[netip.Addr]bool{}
+		for _, at := range p.to.stun {
+			if at.Addr().Is4() == f.is4 {
+				addrs[at.Addr()] = true
+			}
+		}
+		f.family.classify(f.seen, len(addrs))
+		if len(addrs) == 0 {
 			p.report.missing(f.field, "the coordinator has no such address")
 		}
 	}
@@ -117,8 +132,10 @@ func (p *prober) tryHairpin(ctx context.Context) (bool, error) {
 	wg.Wait()
 	defer ends[0].close()
 	defer ends[1].close()
-	if err := errors.Join(ends[0].err, ends[1].err); err != nil {
-		return false, err
+	for _, e := range ends {
+		if e.err != nil {
+			return false, e.err
+		}
 	}
 	if !publicAddr(ends[0].at.Addr()) {
 		return false, errors.New("the coordinator is inside this network")
@@ -161,7 +178,7 @@ func (e *hairpinEnd) open(ctx context.Context, p *prober, servers []netip.AddrPo
 	case found.V4 != nil:
 		e.at = found.V4.Observed
 	case err != nil:
-		e.err = errors.New("no answer over UDP")
+		e.err = errors.New("no answer by UDP over IPv4")
 	}
 }
 

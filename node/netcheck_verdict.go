@@ -50,20 +50,42 @@ func (f *netFamily) class() string {
 		return "the coordinator is inside this network: what its router does to others was not seen"
 	case f.Mapping == "" || f.Filtering == "":
 		return "not known"
-	case !*f.NAT && f.Filtering == behaviorEI:
-		return "public address, no firewall"
-	case !*f.NAT:
-		return "public address behind a firewall"
+	}
+	name := f.cone()
+	if !*f.NAT {
+		name = f.firewall()
+	}
+	if f.Doubtful {
+		name += ", as far as one address of the coordinator shows"
+	}
+	return name
+}
+
+// cone is the name that the NAT has in everybody's mouth (RFC 3489 §5).
+func (f *netFamily) cone() string {
+	switch {
 	case f.Mapping != behaviorEI:
 		return "symmetric NAT"
-	}
-	switch f.Filtering {
-	case behaviorEI:
+	case f.Filtering == behaviorEI:
 		return "full-cone NAT"
-	case behaviorAD:
+	case f.Filtering == behaviorAD && f.Doubtful:
+		return "full-cone or address-restricted cone NAT"
+	case f.Filtering == behaviorAD:
 		return "address-restricted cone NAT"
 	default:
 		return "port-restricted cone NAT"
+	}
+}
+
+// firewall is what stands before a public address.
+func (f *netFamily) firewall() string {
+	switch {
+	case f.Filtering == behaviorEI:
+		return "public address, no firewall"
+	case f.Filtering == behaviorAD && f.Doubtful:
+		return "public address, no firewall or one that goes by addresses"
+	default:
+		return "public address behind a firewall"
 	}
 }
 
@@ -125,6 +147,8 @@ func (r *netReport) verdict() netVerdict {
 	switch {
 	case !works && yes(r.Captive):
 		return verdictCaptive
+	case !works && r.refused():
+		return verdictUnclear
 	case !works && !r.connected():
 		return verdictOffline
 	case !works:
@@ -146,6 +170,9 @@ func (r *netReport) verdict() netVerdict {
 func (r *netReport) advice() string {
 	if r.MTU != nil && r.MTU.Payload < quicPayload && r.Verdict != verdictOffline {
 		return "packets of 1200 bytes do not pass, which QUIC needs: raise the MTU of the VPN or tunnel on the way to at least 1280"
+	}
+	if r.refused() {
+		return "the coordinator refuses this node: ask its owner for the current link, then: mintai -mode client join LINK"
 	}
 	switch r.Verdict {
 	case verdictOpen:
@@ -180,7 +207,9 @@ func (r *netReport) directAdvice() string {
 		return "nothing to do for peers with IPv6, which are reached directly; over IPv4 this NAT maps per destination: " + r.openRouter() + ", or those peers may need the relay"
 	case r.IPv4.reach() == reachNone:
 		return "nothing to do for peers with IPv6; those with IPv4 alone are reached over the relay" + r.relayNote()
-	case r.IPv4 != nil && yes(r.IPv4.NAT):
+	case r.IPv4.Doubtful && r.IPv4.Filtering == behaviorAD:
+		return "nothing to do: direct paths to all peers, or to all but those whose NAT maps per destination"
+	case yes(r.IPv4.NAT):
 		return "nothing to do: direct paths to all peers but those whose NAT maps per destination; for these too, " + r.openRouter()
 	}
 	return "nothing to do: direct paths to all peers but those whose NAT maps per destination; for these too, let UDP in through the firewall"

@@ -25,7 +25,7 @@ func netMeasured(change ...func(*netReport)) *netReport {
 	r.UDP, r.Captive = &t, &f
 	r.Relay.UDP, r.Relay.TLS = &t, &t
 	r.Coordinators = []netCoordinator{{Addr: "20.0.0.1:4433", Remote: "20.0.0.1:4433", Over: "udp", RTT: 50.4}}
-	r.STUN = []netSTUN{{Addr: "20.0.0.1:3478", RTT: 50.1}, {Addr: "20.0.0.2:3478", RTT: 50.2}}
+	r.STUN = []netSTUN{{Addr: "20.0.0.1:3478", RTT: new(50.1)}, {Addr: "20.0.0.1:3479"}, {Addr: "20.0.0.2:3478", RTT: new(50.2)}}
 	r.TLS = []netTLS{{Addr: "20.0.0.1:443", Works: true, TookMS: 151}}
 	r.MTU = &netMTU{Path: 1500, Payload: 1472, AtLeast: true}
 	r.PortMapping = &netPortMapping{Gateway: "192.168.1.1"}
@@ -45,7 +45,7 @@ func netV4(mapping, filtering ice.Behavior, nat bool) func(*netReport) {
 			r.IPv4.Local = []string{"30.0.0.10"}
 			r.PortMapping.Gateway = "30.0.0.254"
 		}
-		r.IPv4.classify(&ice.Family{Mapping: mapping, Filtering: filtering, NoNAT: !nat, Observed: netip.MustParseAddrPort("30.0.0.1:40001")})
+		r.IPv4.classify(&ice.Family{Mapping: mapping, Filtering: filtering, NoNAT: !nat, Observed: netip.MustParseAddrPort("30.0.0.1:40001")}, 2)
 		hairpin := mapping == ice.EndpointIndependent
 		if nat {
 			r.Hairpin = &hairpin
@@ -57,7 +57,7 @@ func netV4(mapping, filtering ice.Behavior, nat bool) func(*netReport) {
 
 func netV6(r *netReport) {
 	r.IPv6 = &netFamily{Local: []string{"2a00:30:0:1::1a"}}
-	r.IPv6.classify(&ice.Family{Mapping: ice.EndpointIndependent, Filtering: ice.AddressAndPortDependent, NoNAT: true, Observed: netip.MustParseAddrPort("[2a00:30:0:1::1a]:40001")})
+	r.IPv6.classify(&ice.Family{Mapping: ice.EndpointIndependent, Filtering: ice.AddressAndPortDependent, NoNAT: true, Observed: netip.MustParseAddrPort("[2a00:30:0:1::1a]:40001")}, 2)
 	delete(r.NotMeasured, "ipv6")
 }
 
@@ -170,13 +170,42 @@ func TestVerdictElsewhere(t *testing.T) {
 		{"signaling only", []func(*netReport){func(r *netReport) { r.IPv4 = &netFamily{} }}, verdictUnclear, "could not be measured"},
 		{"a coordinator in this network", []func(*netReport){func(r *netReport) {
 			r.IPv4 = &netFamily{}
-			r.IPv4.classify(&ice.Family{Mapping: ei, Filtering: ei, NoNAT: true, Observed: netip.MustParseAddrPort("192.168.1.10:5000")})
+			r.IPv4.classify(&ice.Family{Mapping: ei, Filtering: ei, NoNAT: true, Observed: netip.MustParseAddrPort("192.168.1.10:5000")}, 2)
 		}}, verdictLocal, "peers in this network"},
+		{"not admitted", []func(*netReport){silent, func(r *netReport) { r.Coordinators[0].Refused = true }}, verdictUnclear, "refuses this node"},
+		{"not admitted, probes answered", []func(*netReport){netV4(ei, ei, true), func(r *netReport) {
+			r.Coordinators[0] = netCoordinator{Refused: true}
+		}}, verdictOpen, "refuses this node"},
 		{"a narrow tunnel", []func(*netReport){netV4(ei, ei, true), func(r *netReport) { r.MTU = &netMTU{Path: 1180, Payload: 1152} }}, verdictOpen, "1200 bytes do not pass"},
 	} {
 		r := netMeasured(c.network...)
 		if r.Verdict != c.verdict || !strings.Contains(r.Advice, c.advice) {
 			t.Errorf("%s: %s: %s; want %s: …%s…", c.name, r.Verdict, r.Advice, c.verdict, c.advice)
+		}
+	}
+}
+
+// One address of the coordinator shows less than two do, and no more is claimed.
+func TestVerdictFromOneAddress(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		seen  ice.Family
+		class string
+	}{
+		{ice.Family{Mapping: ice.EndpointIndependent, Filtering: ice.AddressDependent, NoNAT: true}, "public address, no firewall or one that goes by addresses"},
+		{ice.Family{Mapping: ice.EndpointIndependent, Filtering: ice.AddressDependent, Doubtful: true}, "full-cone or address-restricted cone NAT"},
+		{ice.Family{Mapping: ice.EndpointIndependent, Filtering: ice.AddressAndPortDependent, Doubtful: true}, "port-restricted cone NAT"},
+	} {
+		c.seen.Observed = netip.MustParseAddrPort("30.0.0.1:40001")
+		r := netMeasured(func(r *netReport) {
+			r.IPv4 = &netFamily{}
+			r.IPv4.classify(&c.seen, 1)
+		})
+		if want := c.class + ", as far as one address of the coordinator shows"; r.IPv4.Class != want || r.Verdict != verdictDirect {
+			t.Errorf("%+v: %q, %s", c.seen, r.IPv4.Class, r.Verdict)
+		}
+		if strings.Contains(r.Advice, "firewall") {
+			t.Errorf("%+v: advice against a firewall that may not be there: %s", c.seen, r.Advice)
 		}
 	}
 }

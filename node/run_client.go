@@ -87,9 +87,12 @@ func (c *command) oneShot(ctx context.Context, std IO, cl *client, cfg ClientCon
 	g := newGroup(context.WithoutCancel(ctx)) // the client says goodbye after the command has ended
 	g.start(cl.Run)
 	var err error
-	if c.verb == "models" {
+	switch c.verb {
+	case "models":
 		err = c.listModels(work, std, cl)
-	} else {
+	case "ping":
+		err = c.runPing(work, std, cl)
+	default:
 		model := c.model
 		if model == "" {
 			model = cfg.Model
