@@ -279,12 +279,19 @@ func (e *dialError) Error() string {
 
 func (e *dialError) Unwrap() []error { return e.errs }
 
-// plain replaces the many ways in which silence is reported by one.
+// plain replaces the many ways in which silence is reported by one, and leaves
+// of a lost way over TLS the reason only.
 func plain(err error) error {
 	var idle *quic.IdleTimeoutError
 	var handshake *quic.HandshakeTimeoutError
 	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &idle) || errors.As(err, &handshake) {
 		return errNoAnswer
+	}
+	var lost interface{ Unwrap() []error } // net.ErrClosed and the cause
+	if errors.Is(err, quic.ErrTransportClosed) && errors.As(err, &lost) {
+		if causes := lost.Unwrap(); len(causes) > 0 && causes[len(causes)-1] != nil {
+			return causes[len(causes)-1]
+		}
 	}
 	return err
 }

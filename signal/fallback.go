@@ -16,7 +16,8 @@ import (
 type FallbackConn interface {
 	net.PacketConn
 	// Remote is the address that ReadFrom returns and WriteTo takes. When it has
-	// a method AddrPort() netip.AddrPort, Status.Remote is its result.
+	// a method AddrPort() netip.AddrPort, Status.Remote is its result, which may
+	// be a proxy's address.
 	Remote() net.Addr
 }
 
@@ -35,12 +36,8 @@ func newCarrier(conn FallbackConn) *carrier {
 	return &carrier{conn, &quic.Transport{Conn: buffered(conn)}}
 }
 
-// close frees the way; the connection on it has been closed. A nil carrier has
-// nothing to free.
+// close frees the way; the connection on it has been closed.
 func (c *carrier) close() {
-	if c == nil {
-		return
-	}
 	_ = c.conn.Close()
 	_ = c.transport.Close()
 }
@@ -57,7 +54,7 @@ func (n *Node) dialOverTLS(ctx context.Context, addr string) (*link, error) {
 	c := newCarrier(conn)
 	l, err := n.handshake(ctx, way{addr: addr, trusted: n.trustedAs(addr), remote: conn.Remote(), transport: c.transport, carrier: c}, false)
 	if err != nil {
-		c.close()
+		n.dials.Go(c.close)
 		return nil, err
 	}
 	return l, nil

@@ -166,6 +166,7 @@ func Test0RTTOverTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer n.dials.Wait()
 	defer n.discard(l, CloseDone)
 	w, err := l.readWelcome(patience)
 	if err != nil || !w.GetOverTls() {
@@ -231,6 +232,55 @@ func TestBothWaysFail(t *testing.T) {
 	}
 }
 
+// TestAWayThatIsRefusedLateSaysWhy: it opened, and ended with the first packets.
+func TestAWayThatIsRefusedLateSaysWhy(t *testing.T) {
+	b := newBench(t, grants)
+	b.udp.lose(true)
+	n, _, _ := runNode(t, b.coordinator, client, b.node(func(cfg *NodeConfig) {
+		cfg.Deadlines.Dial = 200 * time.Millisecond
+		cfg.Fallback = func(ctx context.Context, addr string) (FallbackConn, error) {
+			conn, err := b.tls.dial(ctx, addr)
+			if err == nil {
+				conn.(*tlsConn).fail(errors.New("the proxy answers 403 Forbidden"))
+			}
+			return conn, err
+		}
+	}))
+	eventually(t, "the failure is known", func() bool { return n.Status().Err != nil })
+	if got := n.Status().Err.Error(); !strings.HasSuffix(got, "over TLS: the proxy answers 403 Forbidden") {
+		t.Errorf("error %s", got)
+	}
+	eventually(t, "every way is closed", func() bool { return b.tls.open() == 0 })
+}
+
+// TestSlowlyClosedWayHoldsNothingUp: saying goodbye to a proxy may take long.
+func TestSlowlyClosedWayHoldsNothingUp(t *testing.T) {
+	b := newBench(t, grants)
+	b.udp.lose(true)
+	release := make(chan struct{})
+	_, rec, _ := runNode(t, b.coordinator, client, b.node(func(cfg *NodeConfig) {
+		cfg.Fallback = func(ctx context.Context, addr string) (FallbackConn, error) {
+			conn, err := b.tls.dial(ctx, addr)
+			return slowClose{conn, release}, err
+		}
+	}))
+	rec.next(t, "connected")
+	b.udp.lose(false)
+	rec.next(t, "disconnected")
+	rec.next(t, "connected")
+	close(release)
+}
+
+type slowClose struct {
+	FallbackConn
+	release <-chan struct{}
+}
+
+func (c slowClose) Close() error {
+	<-c.release
+	return c.FallbackConn.Close()
+}
+
 // TestWrongCoordinatorOverTLS: whoever ends the outer TLS, only the key decides.
 // Not a byte of the request reaches the other coordinator.
 func TestWrongCoordinatorOverTLS(t *testing.T) {
@@ -287,10 +337,12 @@ func TestALostWayEndsTheConnection(t *testing.T) {
 	rec.next(t, "connected")
 	b.tls.mu.Lock()
 	for _, c := range b.tls.conns {
-		_ = c.inbox.Close()
+		c.fail(errors.New("the other end went away"))
 	}
 	b.tls.mu.Unlock()
-	rec.next(t, "disconnected")
+	if e := rec.next(t, "disconnected"); !strings.Contains(e.err.Error(), "went away") {
+		t.Errorf("disconnected by %v", e.err)
+	}
 	rec.next(t, "connected")
 	if got := b.tls.opened.Load(); got != 2 {
 		t.Errorf("%d ways", got)

@@ -105,11 +105,12 @@ func (n *Node) detach(l *link) {
 // discard closes a link that is not used.
 func (n *Node) discard(l *link, code CloseCode) {
 	n.detach(l)
-	l.close(code)
+	n.close(l, code)
 }
 
-// close ends the connection and frees what it holds.
-func (l *link) close(code CloseCode) {
+// close ends the connection and frees what it holds; its way over TLS, whose end
+// may take a while, in a goroutine that Run waits for.
+func (n *Node) close(l *link, code CloseCode) {
 	if reason := l.reason.Load(); reason != nil {
 		code = reason.Code
 	}
@@ -117,7 +118,9 @@ func (l *link) close(code CloseCode) {
 	if l.out != nil {
 		l.out.shut()
 	}
-	l.carrier.close()
+	if l.carrier != nil {
+		n.dials.Go(l.carrier.close)
+	}
 }
 
 // serve greets, if that has not happened, and reads until the connection or ctx
@@ -125,7 +128,7 @@ func (l *link) close(code CloseCode) {
 func (n *Node) serve(ctx context.Context, l *link, m *move) (welcomed bool, err error) {
 	defer func() {
 		n.detach(l)
-		l.close(CloseDone)
+		n.close(l, CloseDone)
 	}()
 	if err := n.begin(l); err != nil {
 		return false, err

@@ -101,7 +101,7 @@ type Status struct {
 	Connected   bool
 	Since       time.Time      // of the present connection; zero when not connected
 	Addr        string         // as configured, of Addrs or TLSAddrs
-	Remote      netip.AddrPort // zero where the way over TLS does not tell it
+	Remote      netip.AddrPort // over TLS perhaps a proxy, or zero
 	OverTLS     bool           // by way of Fallback; UDP is tried again from time to time
 	Coordinator identity.NodeID
 	Observed    netip.AddrPort   // this node's address as the coordinator sees it; of TCP when OverTLS
@@ -132,7 +132,7 @@ type Node struct {
 
 	preferred, preferredTLS string // the attempts that succeeded last
 
-	dials sync.WaitGroup // races; Run waits for them
+	dials sync.WaitGroup // races, and ways over TLS that are being closed; Run waits for them
 }
 
 // NewNode makes a Node. It does nothing until Run.

@@ -41,6 +41,7 @@ type inbox struct {
 	mu       sync.Mutex // guards all below
 	deadline time.Time
 	changed  chan struct{} // closed and replaced with the deadline
+	err      error         // of a ReadFrom after the end; nil: net.ErrClosed
 }
 
 func newInbox() *inbox {
@@ -69,12 +70,29 @@ func (i *inbox) ReadFrom(b []byte) (int, net.Addr, error) {
 		case d := <-i.queue:
 			return copy(b, d.bytes), d.from, nil
 		case <-i.closed:
-			return 0, nil, net.ErrClosed
+			return 0, nil, i.reason()
 		case <-due:
 			return 0, nil, os.ErrDeadlineExceeded
 		case <-changed:
 		}
 	}
+}
+
+func (i *inbox) reason() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.err != nil {
+		return i.err
+	}
+	return net.ErrClosed
+}
+
+// fail ends it as a lost way does.
+func (i *inbox) fail(err error) {
+	i.mu.Lock()
+	i.err = err
+	i.mu.Unlock()
+	_ = i.Close()
 }
 
 func (i *inbox) Close() error {
