@@ -72,18 +72,17 @@ func expectApart(a, b kind) expectation {
 		e.noUDP = true
 		return e
 	}
-	var codes []string
-	connects, second := punch(a, b)
+	e := expectation{direct: true}
 	if a.v4 && b.v4 && (a.mapped || b.mapped) {
-		connects, second = true, false
-		codes = append(codes, "port-mapping")
+		e.codes = append(e.codes, "port-mapping")
 	}
-	if a.v6 && b.v6 { // whatever IPv4 does
-		connects, second = true, false
+	if punched, second := punch(a, b); punched {
+		e.second = second && len(e.codes) == 0 && !(a.v6 && b.v6)
+		e.codes = append(e.codes, directCodes(a, b)...)
 	}
 	switch {
-	case connects:
-		return expectation{direct: true, second: second, codes: append(codes, directCodes(a, b)...)}
+	case len(e.codes) > 0:
+		return e
 	case !(a.v4 && b.v4):
 		return relayed("no-common-family")
 	case a.hard && b.hard:
@@ -94,26 +93,19 @@ func expectApart(a, b kind) expectation {
 	return relayed("miner-nat-hard")
 }
 
-// directCodes are the reasons for which two networks connect without help of a
-// router.
+// directCodes are the reasons that are true of a direct path between two
+// networks apart: an end has a public address of its own, or a NAT or firewall
+// was traversed. Where both are true either will do.
 func directCodes(a, b kind) []string {
-	open := func(k kind) bool { return k.public && k.filter == anyone }
 	var codes []string
-	if connects, _ := punch(a, b); connects && a.v4 && b.v4 {
-		switch {
-		case open(a) || open(b):
-			codes = append(codes, "public-address")
-		case a.public && b.public: // firewalls, and no NAT that was traversed
-			codes = append(codes, "public-address", "nat-traversed")
-		default:
-			codes = append(codes, "nat-traversed")
-		}
+	if a.public || b.public || a.v6 && b.v6 {
+		codes = append(codes, "public-address")
 	}
-	if a.v6 && b.v6 {
-		codes = append(codes, "public-address", "nat-traversed")
+	open := func(k kind) bool { return k.public && k.filter == anyone }
+	if !open(a) || !open(b) {
+		codes = append(codes, "nat-traversed")
 	}
-	slices.Sort(codes)
-	return slices.Compact(codes)
+	return codes
 }
 
 // expectOneNetwork is for two hosts of one home network.

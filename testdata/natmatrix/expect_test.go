@@ -71,8 +71,8 @@ func TestExpect(t *testing.T) {
 		limit time.Duration
 	}{
 		{"a=none,b=none", "public-address", 5 * r},
-		{"a=none,b=sym", "public-address", 5 * r},
-		{"a=sym,b=none", "public-address", 5 * r},
+		{"a=none,b=sym", "nat-traversed public-address", 5 * r},
+		{"a=sym,b=none", "nat-traversed public-address", 5 * r},
 		{"a=none-fw,b=none-fw", "nat-traversed public-address", 5 * r},
 		{"a=eim-apdf,b=cgnat", "nat-traversed", 5 * r},
 		{"a=sym,b=eim-eif", "nat-traversed", 5 * r},

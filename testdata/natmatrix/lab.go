@@ -29,17 +29,19 @@ type lab struct {
 	id      string
 	dir     string
 	cell    cell
-	link    string     // as the coordinator printed it
-	proxies [2]string  // of a and b; empty: none
-	running []*process // in the order of their start
+	link    string        // as the coordinator printed it
+	proxies [2]string     // of a and b; empty: none
+	settle  time.Duration // pause before the first ask
+	running []*process    // in the order of their start
 }
 
 // Waits of a lab; none is near on an idle machine.
 const (
-	upTime    = 20 * time.Second // until a lab stands
-	startTime = 20 * time.Second // until a role is ready
-	askTime   = 20 * time.Second // for one ask
-	stopTime  = 5 * time.Second  // from the request to end until it is made to
+	upTime      = 20 * time.Second // until a lab stands
+	startTime   = 20 * time.Second // until a role is ready
+	askTime     = 20 * time.Second // for one ask
+	measureTime = 8 * time.Second  // for a miner to measure its network
+	stopTime    = 5 * time.Second  // from the request to end until it is made to
 )
 
 // build brings a laboratory up. Whatever it returns, down takes away what there
@@ -220,7 +222,7 @@ func (l *lab) coordinate(ctx context.Context) error {
 }
 
 // mine starts the miner, whose model needs no time of its own, and waits until
-// a client sees it.
+// a client sees it and it knows its network.
 func (l *lab) mine(ctx context.Context) error {
 	config := filepath.Join(l.dir, "miner.toml")
 	const text = `[miner]
@@ -234,12 +236,30 @@ tokens = 8
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	p, err := l.start(ctx, "b", "miner", l.mintai, "-mode", "miner", "-config", config, "-join", l.link)
+	p, err := l.start(ctx, "b", "miner", l.mintai, "-mode", "miner", "-log-level", "debug", "-config", config, "-join", l.link)
 	if err != nil {
 		return err
 	}
-	return l.seen(ctx, p)
+	if err := l.seen(ctx, p); err != nil {
+		return err
+	}
+	// It measures its network in the background, and tells the coordinator.
+	measured, cancel := context.WithTimeout(ctx, measureTime)
+	defer cancel()
+	if _, err := p.await(measured, measuredLog); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(l.settle):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
+
+// measuredLog is what a miner logs when it knows its network: when it has
+// measured it, or when no UDP leaves it.
+var measuredLog = regexp.MustCompile(`"message":"network measured"|"over_tls":true`)
 
 // seen waits until a client at pub sees the miner's model.
 func (l *lab) seen(ctx context.Context, miner *process) error {

@@ -72,7 +72,7 @@ func parseOptions(args []string) (options, error) {
 	f.BoolVar(&o.subset, "subset", false, "measure a representative part only")
 	f.IntVar(&o.n, "n", 20, "fresh clients a cell")
 	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
-	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "pause in which the miner measures its network, after it is seen")
+	f.DurationVar(&o.settle, "settle", 300*time.Millisecond, "pause between the miner's measurement of its network and the first ask")
 	f.DurationVar(&o.limit, "limit", 4*time.Minute, "longest time for a cell")
 	f.IntVar(&o.parallel, "parallel", 3, "laboratories at a time")
 	f.StringVar(&o.mintai, "mintai", "", "measure this binary instead of building one")

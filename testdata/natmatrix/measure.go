@@ -72,7 +72,7 @@ func (s settings) measure(ctx context.Context, c cell, id string) (*measurement,
 }
 
 func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) (err error) {
-	l := &lab{programs: s.programs, id: id, cell: c}
+	l := &lab{programs: s.programs, id: id, cell: c, settle: s.settle}
 	if s.logs != "" {
 		l.dir = filepath.Join(s.logs, c.String())
 		err = errors.Join(os.RemoveAll(l.dir), os.MkdirAll(l.dir, 0o700))
@@ -96,12 +96,6 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 	}
 	if err := l.mine(ctx); err != nil {
 		return err
-	}
-	// The miner measures its network in the background, before anybody asks.
-	select {
-	case <-time.After(s.settle):
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	asked := map[tunnelCount]int{} // by path and reason, in all rounds
 	for m.Round = 1; ; m.Round++ {

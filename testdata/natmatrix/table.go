@@ -11,7 +11,7 @@ import (
 func oneLine(m *measurement) string {
 	path := commonest(m.Kinds)
 	code := commonest(m.Codes)
-	line := fmt.Sprintf("%-28s %-9s %-20s %7.1f ms %5.2f R  %4.1f s", m.Cell, dash(path), dash(code), m.median(), m.median()/m.RTT, m.Took)
+	line := fmt.Sprintf("%-40s %-9s %-20s %7.1f ms %5.2f R  %4.1f s", m.Cell, dash(path), dash(code), m.median(), m.median()/m.RTT, m.Took)
 	if m.Round > 1 {
 		line += fmt.Sprintf("  round %d", m.Round)
 	}
