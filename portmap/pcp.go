@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 )
 
@@ -115,16 +116,16 @@ type pcpResponse struct {
 	external netip.AddrPort
 }
 
-// errOldVersion is the answer of a gateway that speaks NAT-PMP but not PCP.
-var errOldVersion = errors.New("the gateway speaks NAT-PMP, not PCP")
+// errOldVersion is the answer of a gateway that speaks NAT-PMP, or a draft of PCP.
+var errOldVersion = errors.New("the gateway speaks NAT-PMP or an older version, not PCP")
 
 // parsePCP reads a response. It refuses what §8.3 says to drop: "If the PCP
 // client receives … a response with the R bit clear, shorter than 24 octets,
 // longer than 1100, or not a multiple of 4".
 func parsePCP(b []byte) (pcpResponse, error) {
-	// "If the version number is 0 … NAT-PMP" (Appendix A): such a gateway answers
-	// 8 octets in its own format with result 1, unsupported version.
-	if len(b) >= 4 && b[0] == 0 && b[1]&pcpIsResponse != 0 && binary.BigEndian.Uint16(b[2:]) == 1 {
+	// Appendix A: a gateway of NAT-PMP, whose version is 0, answers 8 octets in its
+	// own format with result 1, unsupported version. The code is at the same place.
+	if len(b) >= 4 && b[0] < pcpVersion && b[1]&pcpIsResponse != 0 && binary.BigEndian.Uint16(b[2:]) == 1 {
 		return pcpResponse{}, errOldVersion
 	}
 	if len(b) < pcpHeader || len(b) > pcpMaxLen || len(b)%4 != 0 {
@@ -265,8 +266,6 @@ func (s pcpServer) exchange(ctx context.Context, q pcpRequest) (pcpResponse, err
 			switch {
 			case errors.Is(err, errOldVersion):
 				return pcpResponse{}, fmt.Errorf("%w: %v", ErrRefused, errOldVersion)
-			case err == nil && r.result == pcpUnsupportedVersion:
-				return pcpResponse{}, fmt.Errorf("%w: %v", ErrRefused, r.result)
 			case err == nil && r.answers(q):
 				return r, nil
 			}
@@ -279,6 +278,11 @@ func (s pcpServer) exchange(ctx context.Context, q pcpRequest) (pcpResponse, err
 func silent(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	// The system's word alone, without addresses: "connection refused" is a router
+	// where nothing listens.
+	if e := (*os.SyscallError)(nil); errors.As(err, &e) {
+		err = e.Err
 	}
 	return fmt.Errorf("%w: %v", ErrSilent, err)
 }

@@ -36,11 +36,12 @@ var ssdpTargets = [...]string{
 }
 
 // ssdpTimes are the waits before the search is repeated and given up.
-var ssdpTimes = [...]time.Duration{300 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond}
+var ssdpTimes = []time.Duration{300 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond}
 
 // ssdpSearch looks for a gateway's UPnP description.
 type ssdpSearch struct {
-	to []netip.AddrPort // nil: the multicast group, and the gateway itself
+	to    []netip.AddrPort // nil: the multicast group, and the gateway itself
+	times []time.Duration  // nil: ssdpTimes
 }
 
 // find searches, reads the description and asks for the external address.
@@ -62,10 +63,15 @@ func (s ssdpSearch) find(ctx context.Context, l link) (answer, error) {
 		to = []netip.AddrPort{ssdpGroup, netip.AddrPortFrom(l.gateway, ssdpPort)}
 	}
 
+	times := s.times
+	if times == nil {
+		times = ssdpTimes
+	}
+
 	tried := map[string]bool{}
 	last := ErrSilent
 	buf := make([]byte, ssdpMaxAnswer)
-	for _, wait := range ssdpTimes {
+	for _, wait := range times {
 		var sent bool
 		for _, target := range ssdpTargets {
 			for _, addr := range to {
