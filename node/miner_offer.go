@@ -29,7 +29,7 @@ func (h *minerHandler) Connected(w *signalpb.Welcome) {
 // Disconnected is called when the connection is gone; signaling reconnects by itself.
 func (h *minerHandler) Disconnected(err error) {
 	var own *signal.CloseError
-	if errors.As(err, &own) && own.Code == signal.CloseDone { // this miner stops
+	if errors.As(err, &own) && own.Code == signal.CloseDone || errors.Is(err, signal.ErrMoved) { // this miner stops, or is connected over UDP now
 		return
 	}
 	h.log.Warn().AnErr("cause", err).Msg("coordinator away; running answers go on")

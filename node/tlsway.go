@@ -19,7 +19,11 @@ func newTLSWay(log zerolog.Logger) tlsWay { return tlsWay{&wss.Dialer{Log: log}}
 
 // signaling opens a way for the packets of the connection to the coordinator.
 func (w tlsWay) signaling(ctx context.Context, addr string) (signal.FallbackConn, error) {
-	return w.dialer.Packets(ctx, addr)
+	conn, err := w.dialer.Packets(ctx, addr)
+	if err != nil {
+		return nil, err // and not a nil of another type
+	}
+	return conn, nil
 }
 
 // turn opens a TURN connection.
@@ -36,7 +40,10 @@ type coordinatorAt struct {
 
 // whereIs says where the coordinator answers, or is looked for while it is away.
 func whereIs(st signal.Status, m membership) coordinatorAt {
-	at := coordinatorAt{overTLS: st.OverTLS, ip: st.Remote.Addr().Unmap()}
+	at := coordinatorAt{overTLS: st.OverTLS}
+	if !st.OverTLS { // else it may be a proxy's
+		at.ip = st.Remote.Addr().Unmap()
+	}
 	for _, addr := range append([]string{st.Addr}, m.addrs...) {
 		if host, _, err := net.SplitHostPort(addr); err == nil {
 			at.host = host
