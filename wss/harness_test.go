@@ -111,10 +111,12 @@ func answer(ctx context.Context, conn *quic.Conn) {
 		if err != nil {
 			return
 		}
-		select {
-		case <-conn.HandshakeComplete():
-		case <-ctx.Done():
-			return
+		if !conn.ConnectionState().Used0RTT { // its ticket says who it is
+			select {
+			case <-conn.HandshakeComplete():
+			case <-ctx.Done():
+				return
+			}
 		}
 		peer, err := identity.PeerID(conn.ConnectionState().TLS)
 		if err != nil {

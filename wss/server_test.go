@@ -459,3 +459,24 @@ func TestQueueDrops(t *testing.T) {
 		t.Error(fmt.Sprint(err, len(q.c)))
 	}
 }
+
+// Who takes nothing is given up, and does not hold the end of the server up.
+func TestStalledClient(t *testing.T) {
+	s, stop := startServer(t, ServerConfig{})
+	_, _, err := raise(t, s, http.Header{flightHeader: {"b25l"}}) // and never reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, from := read(t, s.Packets())
+	q := from.(*Addr).out
+	for ctx := patient(t); q.dropped.Load() == 0; runtime.Gosched() {
+		if _, err := s.Packets().WriteTo(make([]byte, MaxDatagram), from); err != nil || ctx.Err() != nil {
+			t.Fatal(err, ctx.Err())
+		}
+	}
+	begun := time.Now()
+	stop()
+	if waited := time.Since(begun); waited > 2*closeTimeout {
+		t.Errorf("stopped after %v", waited)
+	}
+}

@@ -2,6 +2,7 @@ package wss
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -43,7 +44,7 @@ func speaks(h http.Header) bool {
 }
 
 func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
-	raw, ok := r.Context().Value(connKey{}).(net.Conn)
+	secure, ok := r.Context().Value(connKey{}).(*tls.Conn)
 	if !ok || !speaks(r.Header) {
 		w.Header().Set("Sec-WebSocket-Protocol", Subprotocol)
 		http.Error(w, "only WebSockets with the subprotocol "+Subprotocol, http.StatusUpgradeRequired)
@@ -71,12 +72,12 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 		Subprotocols: []string{Subprotocol}, InsecureSkipVerify: true,
 	})
 	if err != nil {
-		s.cfg.Log.Debug().Err(err).Stringer("remote", raw.RemoteAddr()).Msg("no WebSocket")
+		s.cfg.Log.Debug().Err(err).Stringer("remote", secure.RemoteAddr()).Msg("no WebSocket")
 		return
 	}
 	given := flight
 	flight = nil
-	s.carry(ws, raw, given)
+	s.carry(ws, secure.NetConn(), given)
 }
 
 // carry moves datagrams until the connection ends.

@@ -19,7 +19,7 @@ var errNoText = errors.New("a text message instead of a datagram")
 // it, one for each direction; the sending one also says goodbye.
 type wire struct {
 	ws  *websocket.Conn
-	raw net.Conn // below it: whose deadlines bound what is sent
+	raw net.Conn // the TCP connection below it, whose deadlines bound what is sent
 	out *queue
 
 	sent, received atomic.Int64 // when the last datagram was, as Unix nanoseconds
@@ -42,7 +42,7 @@ func (w *wire) send(done <-chan struct{}, farewell func() (websocket.StatusCode,
 		select {
 		case d := <-w.out.c:
 			if err := w.write(d); err != nil {
-				_ = w.ws.CloseNow()
+				w.cut()
 				return err
 			}
 		case <-done:
@@ -67,13 +67,15 @@ func (w *wire) write(d *datagram) error {
 // sent.
 func (w *wire) close(code websocket.StatusCode, reason string) {
 	_ = w.raw.SetDeadline(time.Now().Add(closeTimeout))
+	late := time.AfterFunc(closeTimeout, func() { _ = w.raw.Close() })
+	defer late.Stop()
 	for {
 		select {
 		case d := <-w.out.c:
 			err := w.ws.Write(context.Background(), websocket.MessageBinary, d.bytes())
 			d.release()
 			if err != nil {
-				_ = w.ws.CloseNow()
+				w.cut()
 				return
 			}
 			continue
@@ -82,6 +84,13 @@ func (w *wire) close(code websocket.StatusCode, reason string) {
 		break
 	}
 	_ = w.ws.Close(code, reason)
+}
+
+// cut ends the connection without a word. TCP goes first: crypto/tls would try
+// for five seconds to tell an end that takes nothing.
+func (w *wire) cut() {
+	_ = w.raw.Close()
+	_ = w.ws.CloseNow()
 }
 
 // receive hands over each datagram until the connection ends or deliver returns
