@@ -23,6 +23,8 @@ const (
 	// leastLook is how often a direct handshake under way is looked at, when the
 	// head start is shorter still.
 	leastLook = 50 * time.Millisecond
+	// redialAfter is sooner than QUIC repeats the first packet of a handshake.
+	redialAfter = 80 * time.Millisecond
 )
 
 // tunnel is what a handshake ends in.
@@ -104,6 +106,7 @@ type race struct {
 	wg     sync.WaitGroup
 	dialed chan dialed // cap maxDials: a sender never blocks
 	opened chan opened // cap 1
+	again  chan hop    // cap maxDials: to be dialed once more
 
 	granted       int // how many candidates came with the grant
 	leg           relayLeg
@@ -119,7 +122,7 @@ type race struct {
 func newRace(w ways, p plan) *race {
 	return &race{
 		ways: w, plan: p, granted: len(p.candidates), tried: make(map[hop]bool),
-		dialed: make(chan dialed, maxDials), opened: make(chan opened, 1),
+		dialed: make(chan dialed, maxDials), opened: make(chan opened, 1), again: make(chan hop, maxDials),
 	}
 }
 
@@ -161,6 +164,8 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 			r.try(ctx, hop{addr: at.Addr, kind: r.leg.Kind(), leg: r.leg})
 		case more := <-r.trickled:
 			r.learn(ctx, more)
+		case h := <-r.again:
+			r.try(ctx, h)
 		case <-headStart.C:
 			if r.directPending == 0 {
 				r.startRelay(ctx)
@@ -307,9 +312,27 @@ func (r *race) useLeg(ctx context.Context, leg relayLeg) <-chan ice.Reached {
 func (r *race) permit(ctx context.Context, c ice.Candidate) {
 	leg := r.leg
 	r.wg.Go(func() { _ = leg.Permit(ctx, c.Addr) })
-	if c.Kind.Relayed() {
-		r.try(ctx, hop{addr: c.Addr, kind: leg.Kind(), leg: leg})
+	if !c.Kind.Relayed() {
+		return
 	}
+	// Two legs do not check each other, and the first packet may be there before
+	// the miner's permission is: a second handshake follows soon.
+	h := hop{addr: c.Addr, kind: leg.Kind(), leg: leg}
+	first := h
+	first.blind = true
+	r.try(ctx, first)
+	r.wg.Go(func() {
+		timer := time.NewTimer(redialAfter)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			select {
+			case r.again <- h:
+			default: // there are handshakes enough
+			}
+		case <-ctx.Done():
+		}
+	})
 }
 
 // learn takes in a candidate that came later.
