@@ -133,7 +133,9 @@ func OpenRelay(ctx context.Context, cfg RelayConfig) (*Relay, error) { //nolint:
 		r.wg.Go(r.permitOwnAddress)
 	}
 	for _, peer := range cfg.Permit {
-		r.ask(runCtx, peer)
+		if _, err := r.ask(peer); err != nil {
+			r.log.Debug().Err(err).Stringer("addr", peer).Msg("no permission for a peer")
+		}
 	}
 	return r, nil
 }
@@ -165,7 +167,7 @@ func (r *Relay) answer(ctx context.Context) {
 		}
 		src := addrPort(from)
 		if r.responder.answered(buf[:n], src) {
-			r.reached(ctx, src)
+			r.reached(src)
 			continue
 		}
 		out, err := r.responder.answer(buf[:n], src)
@@ -174,11 +176,11 @@ func (r *Relay) answer(ctx context.Context) {
 			continue
 		}
 		_, _ = r.transport.WriteTo(out, from)
-		r.reached(ctx, src)
+		r.reached(src)
 	}
 }
 
-func (r *Relay) reached(ctx context.Context, addr netip.AddrPort) {
+func (r *Relay) reached(addr netip.AddrPort) {
 	r.mu.Lock()
 	if r.closed || r.seen[addr] || len(r.seen) >= maxReached {
 		r.mu.Unlock()
@@ -189,7 +191,7 @@ func (r *Relay) reached(ctx context.Context, addr netip.AddrPort) {
 	r.mu.Unlock()
 	r.log.Debug().Stringer("addr", addr).Stringer("path", r.kind).Msg("peer reached")
 	if r.leg.permission(addr.Addr()) != granted {
-		r.ask(ctx, addr) // another leg, whose address nobody told: keep the permission alive
+		_, _ = r.ask(addr) // another leg, whose address nobody told: keep the permission alive
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -165,6 +164,3 @@ func isStale(err error) bool {
 	var refused *stunv4.TurnError
 	return errors.As(err, &refused) && refused.ErrorCodeAttr.Code == stunv4.CodeStaleNonce
 }
-
-// relayedAddr returns the relayed address of an allocation.
-func (a allocation) relayedAddr() netip.AddrPort { return addrPort(a.relay.LocalAddr()) }

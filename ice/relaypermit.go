@@ -23,24 +23,10 @@ var checkPauses = [...]time.Duration{50 * time.Millisecond, 100 * time.Milliseco
 // server, during which the peer can be told of Addr already, and can be dialed:
 // its datagrams take longer to arrive.
 func (r *Relay) Permit(ctx context.Context, peer netip.AddrPort) error {
-	peer = netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
-	if _, err := (Candidate{Kind: Host, Addr: peer}).Check(); err != nil {
-		return fmt.Errorf("relay: %w", err)
+	done, err := r.ask(peer)
+	if err != nil {
+		return err
 	}
-	r.mu.Lock()
-	switch {
-	case r.closed:
-		r.mu.Unlock()
-		return ErrClosed
-	case len(r.permits) >= maxPermits && !r.permits[peer]:
-		r.mu.Unlock()
-		return fmt.Errorf("relay: %w: %d addresses have permission already", ErrRelayRefused, maxPermits)
-	}
-	r.permits[peer] = true
-	r.early[peer] = true
-	done := make(chan error, 1)
-	r.wg.Go(func() { done <- r.permit(peer) })
-	r.mu.Unlock()
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("relay: %w: %w", ErrNoRelay, context.Cause(ctx))
@@ -49,18 +35,31 @@ func (r *Relay) Permit(ctx context.Context, peer netip.AddrPort) error {
 	}
 }
 
-// ask does what Permit does and does not wait.
-func (r *Relay) ask(ctx context.Context, peer netip.AddrPort) {
+// ask does what Permit does and does not wait: the result is sent later.
+func (r *Relay) ask(peer netip.AddrPort) (<-chan error, error) {
+	peer = netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
+	if _, err := (Candidate{Kind: Host, Addr: peer}).Check(); err != nil {
+		return nil, fmt.Errorf("relay: %w", err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return
+	switch {
+	case r.closed:
+		return nil, ErrClosed
+	case len(r.permits) >= maxPermits && !r.permits[peer]:
+		return nil, fmt.Errorf("relay: %w: %d addresses have permission already", ErrRelayRefused, maxPermits)
 	}
+	r.permits[peer] = true
+	r.early[peer] = true
+	done := make(chan error, 1)
 	r.wg.Go(func() {
-		if err := r.Permit(ctx, peer); err != nil && ctx.Err() == nil {
+		err := r.permit(peer)
+		if err != nil {
 			r.log.Debug().Err(err).Stringer("addr", peer).Msg("no permission for a peer")
 		}
+		done <- err
 	})
+	return done, nil
 }
 
 // permit sends past the leg: the TURN client asks for the permission first,

@@ -120,7 +120,7 @@ func (s *turnStream) Read(b []byte) (int, error) {
 	_ = s.SetReadDeadline(deadline)
 	n, err := s.Conn.Read(b)
 	if err != nil {
-		s.end()
+		_ = s.Close()
 		return n, err
 	}
 	if tap := s.server.cfg.Tap; tap != nil {
@@ -137,25 +137,22 @@ func (s *turnStream) Write(b []byte) (int, error) {
 // RemoteAddr returns the client's address.
 func (s *turnStream) RemoteAddr() net.Addr { return s.remote }
 
-// Close ends Read. Closing twice is not an error.
+// Close ends Read and forgets the connection. The TURN server calls it when it
+// reads no more, also for bytes that are no TURN. Closing twice is not an error.
 func (s *turnStream) Close() error {
 	s.out.stop()
-	if err := s.Conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
-// end forgets the connection once it is not read any more.
-func (s *turnStream) end() {
+	err := s.Conn.Close()
 	s.once.Do(func() {
-		_ = s.Close()
 		s.server.mu.Lock()
 		delete(s.server.streams, s.remote)
 		s.server.mu.Unlock()
 		s.server.counters.droppedRate.Add(s.out.dropped.Load())
 		s.server.readers.Done()
 	})
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // permitOnStream is asked for each permission, in the goroutine that has just
