@@ -3,6 +3,7 @@ package ice
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -105,6 +106,18 @@ func newDemux(t *quic.Transport) *demux {
 		pending:   make(map[transactionID]*checkConn),
 		probes:    make(map[transactionID]chan<- probeAnswer),
 	}
+}
+
+// arm makes the transport keep datagrams that are not QUIC: it drops them until
+// it is asked for one for the first time, and the goroutine that does may begin
+// after an answer is there. It returns why the transport cannot work.
+func (d *demux) arm() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := d.transport.ReadNonQUICPacket(ctx, nil); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // run reads until the transport or ctx ends.

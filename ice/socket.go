@@ -108,6 +108,11 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 		nominateAfter: nominateAfter,
 	}
 	s.demux = newDemux(s.transport)
+	if err := s.demux.arm(); err != nil {
+		stop()
+		_ = conn.Close()
+		return nil, fmt.Errorf("ice: %w", err)
+	}
 	s.wg.Go(func() { s.demux.run(ctx) })
 	return s, nil
 }
