@@ -60,7 +60,7 @@ func (c *command) runNetcheck(ctx context.Context, std IO) error {
 	if role == RoleMiner {
 		link = s.cfg.Miner.Join
 	}
-	n := &netcheck{report: newNetReport(mode), log: s.log, notice: notice(std)}
+	n := &netcheck{report: newNetReport(mode), log: s.log, notice: notice(std), router: portmap.Check}
 	n.member, err = findMembership(c.join, std.Getenv("MINTAI_JOIN"), link, s.paths)
 	if err == nil {
 		n.pins, err = s.openPins()
@@ -120,6 +120,7 @@ type netcheck struct {
 	pins    *identity.Pins
 	notice  func(string)
 	log     zerolog.Logger
+	router  func(context.Context) portmap.Report // asks it; tests leave real ones alone
 	report  *netReport
 
 	connectErr error // why no address of the coordinator answers
@@ -131,6 +132,7 @@ type contact struct {
 	stun     []netip.AddrPort
 	rtt      time.Duration // 0: not known
 	answered bool          // it is the coordinator's own word
+	overTLS  bool          // that came over TLS: UDP may be blocked
 }
 
 // run measures everything there is to measure. It returns an error only when it
@@ -184,7 +186,7 @@ func (n *netcheck) family(addr netip.Addr) *netFamily {
 
 // askRouter asks which port-mapping protocols the router speaks.
 func (n *netcheck) askRouter(ctx context.Context) {
-	found := portmap.Check(ctx)
+	found := n.router(ctx)
 	p := &netPortMapping{UPnP: found.UPnP, NATPMP: found.NATPMP, PCP: found.PCP, Detail: map[string]string{}}
 	if found.Gateway.IsValid() {
 		p.Gateway = found.Gateway.String()
@@ -247,7 +249,9 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 		},
 		Log: n.log,
 	}
-	cfg.TLSAddrs, cfg.Fallback = n.overTLS(addr)
+	if target, ok := withPort(addr, n.member.tls); ok {
+		cfg.TLSAddrs, cfg.Fallback = []string{target}, newTLSWay(n.log).signaling
+	}
 	node, err := signal.NewNode(cfg)
 	if err != nil {
 		return contact{}, err
@@ -257,7 +261,7 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 	go func() { done <- node.Run(running) }()
 	defer func() {
 		stop()
-		<-done // it says goodbye
+		_ = <-done // it says goodbye; ended by us it has no error
 	}()
 	if err := node.WaitConnected(ctx); err != nil {
 		if why := node.Status().Err; why != nil {
@@ -273,15 +277,14 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 	if st.Remote.IsValid() {
 		out.Remote = st.Remote.String()
 	}
-	return contact{id: st.Coordinator, stun: slices.Clone(st.Stun), rtt: st.RTT, answered: true}, nil
+	return contact{id: st.Coordinator, stun: slices.Clone(st.Stun), rtt: st.RTT, answered: true, overTLS: st.OverTLS}, nil
 }
 
 // guess stands for a coordinator that does not answer, or does not admit this
 // node: where the link says that address probes are answered they may be.
 func (n *netcheck) guess(ctx context.Context) contact {
 	found := contact{id: n.member.id}
-	ports := n.stunPorts()
-	if found.id.IsZero() || len(ports) == 0 {
+	if found.id.IsZero() || n.member.stun == 0 {
 		return found
 	}
 	for _, addr := range n.member.addrs {
@@ -294,7 +297,7 @@ func (n *netcheck) guess(ctx context.Context) contact {
 			continue
 		}
 		for _, ip := range ips {
-			for _, port := range ports {
+			for _, port := range []uint16{n.member.stun, n.member.stun + 1} {
 				at := netip.AddrPortFrom(ip.Unmap(), port)
 				if !slices.Contains(found.stun, at) && len(found.stun) < 2*netMostAddrs {
 					found.stun = append(found.stun, at)
@@ -303,14 +306,6 @@ func (n *netcheck) guess(ctx context.Context) contact {
 		}
 	}
 	return found
-}
-
-// tlsPort is the TCP port at which the coordinator answers TLS; 0: none.
-func (n *netcheck) tlsPort() uint16 { return 443 }
-
-// stunPorts are where the link says that probes are answered.
-func (n *netcheck) stunPorts() []uint16 {
-	return []uint16{identity.DefaultSTUNPort, identity.DefaultSTUNPort + 1}
 }
 
 // failure says that no coordinator answers.

@@ -3,7 +3,7 @@ package node
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,9 +16,10 @@ import (
 // maximum datagram size of at least 1200 bytes."
 const quicPayload = 1200
 
-// pathMTUs are the sizes that are tried besides quicPayload: what Ethernet,
-// PPPoE, mobile networks, tunnels and VPNs leave, in bytes with all headers.
-var pathMTUs = []int{1280, 1320, 1360, 1380, 1400, 1420, 1440, 1452, 1460, 1480, 1492, 1500}
+// pathMTUs are the sizes that are tried besides quicPayload: what every IPv4
+// network carries, too little for QUIC, and what Ethernet, PPPoE, mobile networks,
+// tunnels and VPNs leave, in bytes with all headers.
+var pathMTUs = []int{576, 1000, 1200, 1280, 1320, 1360, 1380, 1400, 1420, 1440, 1452, 1460, 1480, 1492, 1500}
 
 // mtuTries is how often a packet that is not answered is sent.
 const mtuTries = 3
@@ -35,10 +36,9 @@ func udpHeaders(to netip.Addr) int {
 func mtuSizes(to netip.Addr) []int {
 	sizes := []int{quicPayload}
 	for _, mtu := range pathMTUs {
-		if size := mtu - udpHeaders(to); size > quicPayload {
-			sizes = append(sizes, size&^3) // STUN messages are multiples of four long
-		}
+		sizes = append(sizes, (mtu-udpHeaders(to))&^3) // STUN messages are multiples of four long
 	}
+	slices.Sort(sizes)
 	return sizes
 }
 
@@ -82,7 +82,7 @@ func measureMTU(ctx context.Context, server netip.AddrPort, rto time.Duration, r
 		}
 	}
 	if best == 0 {
-		return nil, fmt.Errorf("no packet of %d bytes or more was answered", quicPayload)
+		return nil, errors.New("no packet of any size was answered")
 	}
 	return &netMTU{Path: best + udpHeaders(server.Addr()), Payload: best, AtLeast: best == largest}, nil
 }
@@ -105,11 +105,20 @@ func readSTUN(conn net.Conn, until time.Time) (id stunID, ok bool) {
 	_ = conn.SetReadDeadline(until)
 	var buf [1500]byte
 	n, err := conn.Read(buf[:])
-	// RFC 8489 §5: the class and method of a Binding success response are 0x0101.
-	if err != nil || n < stunHeader || binary.BigEndian.Uint16(buf[:]) != 0x0101 {
+	if err != nil {
 		return id, false
 	}
-	return stunIDOf(buf[:n]), true
+	return stunAnswer(buf[:n])
+}
+
+// stunAnswer returns what a Binding success response answers: RFC 8489 §5, its
+// class and method are 0x0101. Who answers need not prove anything: a random
+// transaction ID is not guessed, and the report would be all that is wrong.
+func stunAnswer(raw []byte) (id stunID, ok bool) {
+	if len(raw) < stunHeader || binary.BigEndian.Uint16(raw) != 0x0101 {
+		return id, false
+	}
+	return stunIDOf(raw), true
 }
 
 // attrPadding is an attribute that every STUN server ignores (RFC 8489 §14:

@@ -190,13 +190,7 @@ func (f *netFamily) classify(seen *ice.Family, addresses int) {
 // Internet. Else it is in the same network, and the router was not passed.
 func (f *netFamily) public() bool {
 	at, err := netip.ParseAddrPort(f.Public)
-	return err == nil && publicAddr(at.Addr())
-}
-
-// publicAddr reports whether packets to addr may cross the Internet.
-func publicAddr(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	return addr.IsGlobalUnicast() && !addr.IsPrivate() && !isCarrierNAT(addr)
+	return err == nil && isPublic(at.Addr().Unmap())
 }
 
 func yes(b *bool) bool { return b != nil && *b }

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"mintai/signal"
 	"mintai/wss"
 )
 
@@ -25,38 +24,10 @@ type netTLSCheck struct {
 	web []webAnswer
 }
 
-// dialer opens ways over TLS as the roles do.
-func (n *netcheck) dialer() *wss.Dialer { return &wss.Dialer{Log: n.log} }
-
-// overTLS is the way that signaling takes where UDP is blocked.
-func (n *netcheck) overTLS(addr string) ([]string, func(context.Context, string) (signal.FallbackConn, error)) {
-	target, ok := withPort(addr, n.tlsPort())
-	if !ok {
-		return nil, nil
-	}
-	return []string{target}, func(ctx context.Context, addr string) (signal.FallbackConn, error) {
-		conn, err := n.dialer().Packets(ctx, addr)
-		if err != nil {
-			return nil, err // not a *Conn that is nil
-		}
-		return conn, nil
-	}
-}
-
-// tlsTargets are the coordinator's TLS addresses.
-func (n *netcheck) tlsTargets() []string {
-	var out []string
-	for _, addr := range n.member.addrs {
-		if target, ok := withPort(addr, n.tlsPort()); ok && !slices.Contains(out, target) && len(out) < netMostAddrs {
-			out = append(out, target)
-		}
-	}
-	return out
-}
-
 // run tries all of it at once, until ctx ends.
 func (t *netTLSCheck) run(ctx context.Context) {
-	targets := t.tlsTargets()
+	targets := t.member.tlsAddrs()
+	targets = targets[:min(len(targets), netMostAddrs)]
 	if len(targets) == 0 {
 		t.report.missing("tls", "the coordinator has no TLS port")
 		t.report.missing("relay.tls", "the coordinator has no TLS port")
@@ -122,7 +93,7 @@ func (t *netTLSCheck) open(ctx context.Context, target string) (*netProxy, error
 	if err != nil {
 		return &netProxy{Works: new(false), Error: err.Error()}, err
 	}
-	conn, err := t.dialer().Packets(ctx, target)
+	conn, err := newTLSWay(t.log).signaling(ctx, target)
 	if err == nil {
 		_ = conn.Close()
 	}
@@ -139,7 +110,7 @@ func (t *netTLSCheck) open(ctx context.Context, target string) (*netProxy, error
 
 // turn makes a TLS handshake for TURN.
 func (t *netTLSCheck) turn(ctx context.Context, target string) error {
-	conn, err := t.dialer().TURN(ctx, target)
+	conn, err := newTLSWay(t.log).turn(ctx, target)
 	if err != nil {
 		return err
 	}

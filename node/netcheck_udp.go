@@ -37,7 +37,10 @@ func (n *netcheck) measure(ctx context.Context, to contact) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(netMeasure+netMeasureRounds*rtt, netMostTime))
 	defer cancel()
-	p := &prober{netcheck: n, to: to, key: key, rto: rtoOf(rtt)}
+	p := &prober{netcheck: n, to: to, key: key, rto: rtoOf(rtt), giveUp: func() {}}
+	if to.overTLS {
+		p.giveUp = cancel // see mtu
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { p.classes(ctx) })
 	wg.Go(func() { p.hairpin(ctx) })
@@ -52,9 +55,10 @@ func (n *netcheck) measure(ctx context.Context, to contact) {
 // prober measures by probes to the coordinator's STUN addresses.
 type prober struct {
 	*netcheck
-	to  contact
-	key *identity.Key
-	rto time.Duration
+	to     contact
+	key    *identity.Key
+	rto    time.Duration
+	giveUp func()
 }
 
 func (p *prober) config(filtering bool, servers []netip.AddrPort) ice.ProbeConfig {
@@ -137,7 +141,7 @@ func (p *prober) tryHairpin(ctx context.Context) (bool, error) {
 			return false, e.err
 		}
 	}
-	if !publicAddr(ends[0].at.Addr()) {
+	if !isPublic(ends[0].at.Addr().Unmap()) {
 		return false, errors.New("the coordinator is inside this network")
 	}
 	ctx, cancel := context.WithTimeout(ctx, hairpinPatience)
@@ -196,7 +200,9 @@ func (e *hairpinEnd) close() {
 }
 
 // mtu measures the path to the coordinator over IPv4, and over IPv6 where that
-// does not work.
+// does not work. Where signaling had to take TLS and none of these packets, small
+// ones among them, was answered either, UDP is blocked: no need to wait for more
+// silence.
 func (p *prober) mtu(ctx context.Context) {
 	var found [2]*netMTU
 	var errs [2]error
@@ -225,5 +231,6 @@ func (p *prober) mtu(ctx context.Context) {
 			why = errs[1]
 		}
 		p.report.missing("mtu", why.Error())
+		p.giveUp()
 	}
 }

@@ -2,17 +2,17 @@
 # `netcheck` tells every network apart: on each of natlab's kinds, against a
 # coordinator at pub with two addresses of each family, its report must say what
 # natlab's own labels say (natlab kinds, natlab check). Two kinds a laboratory, at
-# hosts a and b. The time it takes is checked too.
+# hosts a and b. The time it takes is checked too. Then `ping` must tell a direct
+# path from a relayed one, and why.
 # Root on Linux; jq, iproute2, nftables; miniupnpd for kind upnp.
 #
-#   netcheck.sh [KIND...]     default: all of them
-#
-#   COORDINATOR=FILE   run this program in the coordinator's place; it prints a link
+#   netcheck.sh [KIND...]     default: all of them, and ping
+#   R=150 netcheck.sh         with another round trip, in milliseconds
 . "$(dirname "$0")/lib.sh"
 
 [ "$(id -u)" = 0 ] || die "needs root for network namespaces"
 need jq ip nft
-R=20
+R=${R:-20}
 prepare mintai natlab
 cd "$WORK"
 
@@ -52,8 +52,9 @@ for kind in "${KINDS[@]}"; do [ -n "$(truth "$kind")" ] || die "nothing is writt
 
 # start_there HOST KIND: netcheck at that host, in the background; PID.
 start_there() {
-  local env=()
-  [ "$2" != proxy-only ] || env=(HTTPS_PROXY=http://192.168.$([ "$1" = a ] && echo 1 || echo 2).1:3128)
+  local env=() router=192.168.1.1
+  [ "$1" = a ] || router=192.168.2.1
+  [ "$2" != proxy-only ] || env=("HTTPS_PROXY=http://$router:3128")
   mkdir -p "$WORK/home-$2"
   as "$WORK/home-$2" "${env[@]}" "$MINTAI" -mode client netcheck -json -join "$LINK"
   spawn "$2" "$NATLAB" exec "$1" -- timeout --kill-after=5 30 "${CMD[@]}"
@@ -98,13 +99,7 @@ visit() {
   printf '[coordinator]\npublic = ["20.0.0.1", "2a00:20::1"]\n' >coordinator.toml
   must "$1/$2: the laboratory is up" "$NATLAB" up --a "$1" --b "$2" --rtt "$R" --bind-pid $$
   PREFIX=("$NATLAB" exec pub --)
-  if [ -n "${COORDINATOR_PROGRAM:-}" ]; then
-    spawn coordinator "${PREFIX[@]}" "$COORDINATOR_PROGRAM"
-    COORDINATOR=$PID
-    await 15 link coordinator.out && LINK=$(link coordinator.out)
-  else
-    must "$1/$2: a coordinator starts" start_coordinator "$WORK/server" -config "$WORK/coordinator.toml"
-  fi
+  must "$1/$2: a coordinator starts" start_coordinator "$WORK/server" -config "$WORK/coordinator.toml"
   LINK=$(sed -E 's#^mintai://[^/]*/#mintai://20.0.0.1:4433/#; s/[?].*//' <<<"$LINK")'?addr=[2a00:20::1]:4433&tls=443'
   local first second
   start_there a "$1"
@@ -119,8 +114,41 @@ visit() {
   "$NATLAB" down
 }
 
-COORDINATOR_PROGRAM=${COORDINATOR:-}
 for ((i = 0; i < ${#KINDS[@]}; i += 2)); do
   visit "${KINDS[i]}" "${KINDS[i + 1]:-none}"
+done
+[ $# = 0 ] || finish
+
+cat >miner.toml <<'T'
+[miner]
+name = "demo-box"
+[[miner.backend]]
+type = "demo"
+T
+ping() { # NAME ARGS...
+  mkdir -p home-ping
+  as "$WORK/home-ping" "$MINTAI" -mode client ping -join "$LINK" "${@:2}"
+  run "$1" "$NATLAB" exec a -- "${CMD[@]}"
+}
+# says WORD WHY COUNT: that is what ping prints, so many times.
+says() { [ "$(grep -c "^demo-box: $1 ($2, .*) [0-9.]* ms$" told.out)" = "$3" ] && [ "$(wc -l <told.out)" = "$3" ]; }
+first_says() {
+  ping told demo-box -c 1
+  code 0 && says "$1" "$2" 1
+}
+for pair in "eim-apdf direct nat-traversed" "sym relayed both-nats-hard"; do
+  read -r kind word why <<<"$pair"
+  lab "$kind" "$kind" "$R"
+  # The miner has measured its NAT a moment after it started.
+  must "ping, $kind: $word, $why" await 20 first_says "$word" "$why"
+  ping told demo-box -c 2
+  check "ping, $kind: answered twice" code 0
+  check "ping, $kind: two lines" says "$word" "$why" 2
+  ping report demo-box -c 1 -json
+  check "ping, $kind: -json says $why" json report ".answered == 1 and .path.code == \"$why\""
+  check "ping, $kind: the round trip" json report ".pings[0].rtt_ms | . > 0.9 * $R and . < 3.5 * $R"
+  ping nobody nobody
+  check "ping, $kind: nobody answers: exit code 5" code 5
+  lab_down
 done
 finish
