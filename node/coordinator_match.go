@@ -50,25 +50,22 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	}
 	c.mu.Lock()
 	entry := c.miners[choice.Miner]
+	c.mu.Unlock()
 	if entry == nil { // it left between the two looks
-		c.mu.Unlock()
 		c.board.End(id)
 		c.offer(p, req, append(exclude, choice.Miner), attempt, now)
 		return
 	}
-	s := &coordinatorSession{
-		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
-		request: req, exclude: exclude, attempt: attempt,
-		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session), matched: now,
-	}
-	c.openLocked(s)
-	c.mu.Unlock()
-
 	client := c.look(p, newest(req.GetCandidates(), p.Hello().GetCandidates()), requestNetwork(req, p), now)
 	miner := c.look(entry.peer, entry.candidates, entry.network, now)
 	o := foresee(client, miner, req.GetNeeds().GetDirectOnly())
+	s := &coordinatorSession{
+		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
+		request: req, exclude: exclude, attempt: attempt, outlook: o,
+		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session),
+	}
 	c.mu.Lock()
-	s.outlook = o
+	c.openLocked(s)
 	c.mu.Unlock()
 	forClient, forMiner := mintICE()
 	relayClient, relayMiner := c.lendRelay(s, client, miner, o)
@@ -93,6 +90,7 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 		return
 	}
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
+	c.introduced(s, client, miner, now)
 	c.cfg.Metrics.matched(time.Since(started))
 	c.log.Info().Str("session", s.id.Short()).Str("client", p.Node().Short()).Str("miner", choice.Miner.Short()).
 		Str("model", string(choice.Model.Name)).Uint32("attempt", attempt).Str("why", choice.Why).

@@ -124,37 +124,68 @@ func (c *coordinator) otherLocked(s *coordinatorSession, from signalpb.Role) *si
 	return nil
 }
 
+// news is a message that is sent when no lock is held.
+type news struct {
+	to  *signal.Peer
+	env *signalpb.Envelope
+}
+
+func tell(messages []news) {
+	for _, m := range messages {
+		if m.to != nil {
+			_ = m.to.TrySend(m.env)
+		}
+	}
+}
+
 // proved tells the sessions of a node of an address that it has proven: their
 // relays, and for a while after the match their other ends.
 func (c *coordinator) proved(id identity.NodeID, addr netip.AddrPort, now time.Time) {
-	type message struct {
-		to  *signal.Peer
-		env *signalpb.Envelope
-	}
-	var messages []message
+	var messages []news
 	c.mu.Lock()
 	for s := range c.of[id] {
 		role := signalpb.Role_ROLE_CLIENT
 		if s.minerID == id {
 			role = signalpb.Role_ROLE_MINER
 		}
-		if c.turn != nil {
-			c.turn.AddKnown(s.id, role == signalpb.Role_ROLE_CLIENT, addr)
-		}
-		to := c.otherLocked(s, role)
-		if to == nil || now.Sub(s.matched) > proofTrickle || s.outlook.hidden && role == signalpb.Role_ROLE_CLIENT || !s.trickleLocked(role) {
-			continue
-		}
-		m := &signalpb.Candidates{Session: s.id[:], Proven: writeAddresses([]netip.AddrPort{addr})}
-		if !s.outlook.hidden {
-			m.Candidates = []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_SRFLX, Address: writeAddress(addr)}}
-		}
-		messages = append(messages, message{to: to, env: &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}})
+		messages = append(messages, c.provedLocked(s, role, addr, now))
 	}
 	c.mu.Unlock()
-	for _, m := range messages {
-		_ = m.to.TrySend(m.env)
+	tell(messages)
+}
+
+// provedLocked notes a proven address of one end of a session.
+func (c *coordinator) provedLocked(s *coordinatorSession, of signalpb.Role, addr netip.AddrPort, now time.Time) news {
+	if c.turn != nil {
+		c.turn.AddKnown(s.id, of == signalpb.Role_ROLE_CLIENT, addr)
 	}
+	hidden := s.outlook.hidden
+	to := c.otherLocked(s, of)
+	if to == nil || s.matched.IsZero() || now.Sub(s.matched) > proofTrickle || hidden && of == signalpb.Role_ROLE_CLIENT || !s.trickleLocked(of) {
+		return news{}
+	}
+	m := &signalpb.Candidates{Session: s.id[:], Proven: writeAddresses([]netip.AddrPort{addr})}
+	if !hidden {
+		m.Candidates = []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_SRFLX, Address: writeAddress(addr)}}
+	}
+	return news{to: to, env: &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}}
+}
+
+// introduced notes that the two ends of a session have been told of each other
+// as they were seen, and tells what they have proven meanwhile.
+func (c *coordinator) introduced(s *coordinatorSession, client, miner peerView, now time.Time) {
+	c.mu.Lock()
+	s.matched = now
+	var messages []news
+	for role, seen := range map[signalpb.Role]peerView{signalpb.Role_ROLE_CLIENT: client, signalpb.Role_ROLE_MINER: miner} {
+		for _, addr := range c.view.Proven(seen.id, now) {
+			if !provenIP(seen.proven, addr.Addr()) {
+				messages = append(messages, c.provedLocked(s, role, addr, now))
+			}
+		}
+	}
+	c.mu.Unlock()
+	tell(messages)
 }
 
 // peerSeen takes a report of where a session's other end arrived from. It tells

@@ -29,7 +29,7 @@ type coordinatorSession struct {
 	expires   time.Time
 	orphaned  time.Time // when the session ends because its client left; zero: it is here
 	renewed   time.Time // when its client last renewed it
-	matched   time.Time // when the two were told of each other
+	matched   time.Time // when the two were told of each other; zero: they are being told
 	outlook   outlook
 	relayed   int                   // relayed addresses of which an end was told
 	reports   int                   // of where an end came from

@@ -28,7 +28,7 @@ func (c *command) runDev(ctx context.Context, std IO) error {
 		return fmt.Errorf("a folder for the reputation store: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	d, err := newDev(s.cfg, dir, s.log)
+	d, err := newDev(s.cfg, dir, s.log) //nolint:contextcheck // it opens ports and runs later
 	if err != nil {
 		return err
 	}

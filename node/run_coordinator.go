@@ -37,7 +37,7 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 		debug.SetGCPercent(coordinatorGC)
 	}
 	registry := newRegistry()
-	co, err := newCoordinator(coordinatorConfig{
+	co, err := newCoordinator(coordinatorConfig{ //nolint:contextcheck // it opens ports and runs later
 		Key: key, Listen: cfg.Listen, JoinSecret: secret, Local: identity.NewSecret(), Open: cfg.Access == AccessOpen,
 		Public: cfg.Public, STUN: cfg.STUN, TURN: turnOf(cfg.TURN),
 		TLS: tlsOf(cfg.TLS, s.paths.ACME()), PortMap: cfg.PortMapping, Reputation: s.paths.Ledger(), Deadlines: cfg.Deadlines,
