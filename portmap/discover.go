@@ -12,6 +12,12 @@ import (
 // nobody should have to guess which of the two made a mapping.
 var head = map[Protocol]time.Duration{NATPMP: 15 * time.Millisecond, UPnP: 100 * time.Millisecond}
 
+// upnpLater is how long the search for UPnP waits where the others are asked
+// too. Home routers do one thing after the other; the answers to a multicast
+// search would stand in the way of the two that need a single packet, and mostly
+// it is not needed at all.
+const upnpLater = 40 * time.Millisecond
+
 // found is what came of looking for one protocol.
 type found struct {
 	protocol Protocol
@@ -31,7 +37,16 @@ func search(ctx context.Context, net network, l link, protocols []Protocol) (res
 			continue
 		}
 		n++
+		later := p == UPnP && len(protocols) > 1
 		jobs.Go(func() {
+			if later {
+				select {
+				case <-time.After(upnpLater):
+				case <-ctx.Done():
+					c <- found{protocol: p, err: ctx.Err()}
+					return
+				}
+			}
 			a, err := find(ctx, l)
 			c <- found{protocol: p, answer: a, err: err}
 		})

@@ -178,9 +178,9 @@ func TestRunChoosesAmongProtocols(t *testing.T) {
 		"all":                    {speak: map[Protocol]time.Duration{PCP: 2 * ms, NATPMP: 1 * ms, UPnP: 50 * ms}, within: 3 * ms, want: "pcp 5000"},
 		"NAT-PMP before PCP":     {speak: map[Protocol]time.Duration{PCP: 300 * ms, NATPMP: 1 * ms, UPnP: 50 * ms}, within: 16 * ms, want: "nat-pmp 5000"},
 		"UPnP alone":             {speak: map[Protocol]time.Duration{UPnP: 50 * ms}, within: 101 * ms, want: "upnp 5000"},
-		"UPnP later":             {speak: map[Protocol]time.Duration{UPnP: 900 * ms}, within: 901 * ms, want: "upnp 5000"},
+		"UPnP later":             {speak: map[Protocol]time.Duration{UPnP: 900 * ms}, within: 941 * ms, want: "upnp 5000"},
 		"PCP refuses":            {speak: map[Protocol]time.Duration{PCP: 2 * ms, NATPMP: 1 * ms, UPnP: 50 * ms}, refuse: []Protocol{PCP}, within: 3 * ms, want: "nat-pmp 5000"},
-		"all but UPnP refuse":    {speak: map[Protocol]time.Duration{PCP: 2 * ms, NATPMP: 1 * ms, UPnP: 50 * ms}, refuse: []Protocol{PCP, NATPMP}, within: 51 * ms, want: "upnp 5000"},
+		"all but UPnP refuse":    {speak: map[Protocol]time.Duration{PCP: 2 * ms, NATPMP: 1 * ms, UPnP: 50 * ms}, refuse: []Protocol{PCP, NATPMP}, within: 91 * ms, want: "upnp 5000"},
 		"PCP is not to be asked": {speak: map[Protocol]time.Duration{PCP: 2 * ms, NATPMP: 1 * ms}, only: []Protocol{UPnP, NATPMP}, within: 2 * ms, want: "nat-pmp 5000"},
 	} {
 		t.Run(name, func(t *testing.T) {
