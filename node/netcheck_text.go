@@ -34,10 +34,10 @@ func (r *netReport) text(w io.Writer) error {
 			continue
 		}
 		if f.family.Mapping != "" {
-			fact("  mapping", behaviorWords(f.family.Mapping)+f.family.doubt())
+			fact("  mapping", f.family.mappingWords())
 		}
 		if f.family.Filtering != "" {
-			fact("  filtering", behaviorWords(f.family.Filtering))
+			fact("  filtering", f.family.filteringWords())
 		}
 		if f.family.Class != "" {
 			fact("  class", f.family.Class)
@@ -119,11 +119,21 @@ func (f *netFamily) line(why string) string {
 	return text
 }
 
-func (f *netFamily) doubt() string {
-	if f.Doubtful && f.Mapping == behaviorEI {
-		return " (doubtful: the coordinator has one address only)"
+// mappingWords is the mapping, with what one address of the coordinator leaves
+// open.
+func (f *netFamily) mappingWords() string {
+	if f.Doubtful && f.Mapping == behaviorEI && yes(f.NAT) {
+		return "endpoint-independent or address-dependent (the coordinator has one address)"
 	}
-	return ""
+	return behaviorWords(f.Mapping)
+}
+
+// filteringWords is the filtering, likewise.
+func (f *netFamily) filteringWords() string {
+	if f.Doubtful && f.Filtering == behaviorAD {
+		return "address-dependent or endpoint-independent (the coordinator has one address)"
+	}
+	return behaviorWords(f.Filtering)
 }
 
 // behaviorWords is the behavior in RFC 4787's words.

@@ -207,6 +207,10 @@ func TestVerdictFromOneAddress(t *testing.T) {
 		if strings.Contains(r.Advice, "firewall") {
 			t.Errorf("%+v: advice against a firewall that may not be there: %s", c.seen, r.Advice)
 		}
+		var out bytes.Buffer
+		if err := r.text(&out); err != nil || strings.Contains(out.String(), "the coordinator has one address") != (c.seen.Doubtful || c.seen.Filtering == ice.AddressDependent) {
+			t.Errorf("%+v: %v:\n%s", c.seen, err, out.String())
+		}
 	}
 }
 
