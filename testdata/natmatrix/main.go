@@ -171,7 +171,7 @@ func run(ctx context.Context, args []string) int {
 
 // prepare builds the binaries that were not given.
 func (o options) prepare(ctx context.Context, work string) (settings, error) {
-	s := settings{n: o.n, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs}
+	s := settings{n: o.n, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs, quiet: new(sync.RWMutex)}
 	var err error
 	if s.self, err = os.Executable(); err != nil {
 		return s, err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -34,7 +35,8 @@ type measurement struct {
 }
 
 // maxRounds is how often the first token is measured when it is over its limit:
-// another load on the machine only ever adds to it.
+// another load on the machine only ever adds to it. All rounds but the first
+// have the machine for themselves, as far as this program goes.
 const maxRounds = 3
 
 // giveUp is how many asks fail before the rest of them is left out.
@@ -49,6 +51,7 @@ type settings struct {
 	settle time.Duration
 	limit  time.Duration // for a cell
 	logs   string        // folder in which cells leave theirs; empty: none does
+	quiet  *sync.RWMutex // held shared by each cell, and alone where one is measured again
 }
 
 // measure builds a cell's laboratory and asks. The error is for a run that was
@@ -72,6 +75,8 @@ func (s settings) measure(ctx context.Context, c cell, id string) (*measurement,
 }
 
 func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) (err error) {
+	s.quiet.RLock()
+	defer s.quiet.RUnlock()
 	l := &lab{programs: s.programs, id: id, cell: c, settle: s.settle}
 	if s.logs != "" {
 		l.dir = filepath.Join(s.logs, c.String())
@@ -98,14 +103,13 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 		return err
 	}
 	asked := map[tunnelCount]int{} // by path and reason, in all rounds
-	for m.Round = 1; ; m.Round++ {
-		s.askAll(ctx, l, m, asked)
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("the cell took too long: %w", err)
-		}
-		if m.Failed > 0 || !m.over(expect(c)) || m.Round == maxRounds {
-			break
-		}
+	m.Round = 1
+	s.askAll(ctx, l, m, asked)
+	if e := expect(c); m.over(e) && len(e.faults(m)) == 1 {
+		s.askAgain(ctx, l, m, asked)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("the cell took too long: %w", err)
 	}
 	if m.Failed > 0 {
 		return nil
@@ -128,6 +132,19 @@ type report struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	} `json:"error"`
+}
+
+// askAgain measures until the median is within its limit, while no other cell is
+// measured.
+func (s settings) askAgain(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) {
+	s.quiet.RUnlock()
+	s.quiet.Lock()
+	for m.Failed == 0 && m.over(expect(m.Cell)) && m.Round < maxRounds && ctx.Err() == nil {
+		m.Round++
+		s.askAll(ctx, l, m, asked)
+	}
+	s.quiet.Unlock()
+	s.quiet.RLock()
 }
 
 // askAll is one round: it replaces what a former one measured, and what it
