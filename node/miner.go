@@ -111,7 +111,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 		ended: map[identity.SessionID]time.Time{}, offers: make(chan struct{}),
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
-		Key: cfg.Key, Authorize: m.authorize, Handler: http.HandlerFunc(m.serve),
+		Key: cfg.Key, Authorize: m.authorize, Await: m.awaitClient, Handler: http.HandlerFunc(m.serve),
 		ResumeWindow: cfg.Deadlines.ResumeWindow, MaxIdle: cfg.Deadlines.MaxIdle, Log: cfg.Log,
 	})
 	if err != nil {

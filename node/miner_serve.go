@@ -49,20 +49,33 @@ func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
 	completed = true
 }
 
+// awaitClient waits until the client has a session here, at most offerGrace: its
+// handshake may overtake the offer, most of all within one network.
+func (m *miner) awaitClient(ctx context.Context, client identity.NodeID) {
+	m.await(ctx, func() bool { return m.granted[client] > 0 || m.draining })
+}
+
 // awaitOffer waits until the session is known or over, at most offerGrace.
 func (m *miner) awaitOffer(ctx context.Context, header string) {
 	id, err := identity.ParseSessionID(header)
 	if err != nil {
 		return
 	}
+	m.await(ctx, func() bool {
+		_, over := m.ended[id]
+		return m.sessions[id] != nil || over || m.draining
+	})
+}
+
+// await waits until ready, which is asked with mu held, at most offerGrace.
+func (m *miner) await(ctx context.Context, ready func() bool) {
 	limit := time.NewTimer(offerGrace)
 	defer limit.Stop()
 	for {
 		m.mu.Lock()
-		_, over := m.ended[id]
-		known, offers := m.sessions[id] != nil || over || m.draining, m.offers
+		done, offers := ready(), m.offers
 		m.mu.Unlock()
-		if known {
+		if done {
 			return
 		}
 		select {

@@ -42,6 +42,10 @@ type ServerConfig struct {
 	// on each request. It is called from many goroutines and must not block.
 	// Nil accepts every client that proves a NodeID.
 	Authorize func(identity.NodeID) error
+	// Await, when set, is called before Authorize for each new connection. It may
+	// block a moment for a grant that is on its way, which comes by another path
+	// and may be overtaken; ctx ends with the connection.
+	Await func(ctx context.Context, client identity.NodeID)
 	// Handler serves the requests. It runs on a goroutine and a context of its
 	// own; the request's body is complete in memory when it starts. Panicking
 	// with http.ErrAbortHandler breaks the answer off, visibly to the client.

@@ -38,6 +38,9 @@ const maxTunnels = 128
 // serveConn runs one tunnel until it or ctx ends, and waits for its streams.
 func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 	peer, err := identity.PeerID(conn.ConnectionState().TLS)
+	if err == nil && s.cfg.Await != nil {
+		s.await(ctx, conn, peer)
+	}
 	if err == nil && s.cfg.Authorize != nil {
 		err = s.cfg.Authorize(peer)
 	}
@@ -66,6 +69,16 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 		}
 	}
 	s.cfg.Log.Debug().Err(err).Str("peer", peer.Short()).Stringer("remote", conn.RemoteAddr()).Msg("tunnel ended")
+}
+
+// await lets a grant that is on its way arrive, while ctx and the connection
+// last.
+func (s *Server) await(ctx context.Context, conn *quic.Conn, peer identity.NodeID) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(conn.Context(), cancel)
+	defer stop()
+	s.cfg.Await(ctx, peer)
 }
 
 func (s *Server) add(c *serverConn) bool {
