@@ -6,6 +6,7 @@ import (
 
 	"mintai/ice"
 	"mintai/identity"
+	"mintai/signal"
 	"mintai/signal/signalpb"
 )
 
@@ -17,6 +18,7 @@ type peerView struct {
 	observed   netip.AddrPort   // where its signaling comes from
 	overTLS    bool             // then observed is of TCP, and perhaps of a proxy
 	proven     []netip.AddrPort // the newest first
+	told       []netip.AddrPort // what of it means the same to the other end
 	candidates []*signalpb.Candidate
 	local      bool // admitted as the coordinator's own user
 }
@@ -241,7 +243,7 @@ func (p *peerView) offered(o outlook) []*signalpb.Candidate {
 	if o.hidden {
 		return nil
 	}
-	list := candidateList{policy: &ice.Policy{Proven: p.proven, Near: o.near}}
+	list := candidateList{policy: &ice.Policy{Proven: p.told, Near: o.near}}
 	own := hostAddrs(p.candidates, 0)
 	own = append(own, hostAddrs(p.candidates, 1)...)
 	seen := func(a netip.AddrPort) *signalpb.Candidate {
@@ -266,7 +268,7 @@ func (p *peerView) offered(o outlook) []*signalpb.Candidate {
 			}
 		}
 	}
-	for _, a := range p.proven { // of one IP address the newest is enough
+	for _, a := range p.told { // of one IP address the newest is enough
 		if !slices.ContainsFunc(list.addrs, func(b netip.AddrPort) bool { return a.Addr() == b.Addr() }) {
 			list.add(seen(a))
 		}
@@ -274,13 +276,52 @@ func (p *peerView) offered(o outlook) []*signalpb.Candidate {
 	return list.out
 }
 
-// shown are the addresses from which the other end may expect this client. The
-// miner needs none when it reaches the client over a relay only.
-func (p *peerView) shown(o outlook) []netip.AddrPort {
-	if o.hidden {
-		return nil
+// meaningful are the proven addresses of one end that lead to it from the other
+// end as well. Loopback addresses do on one machine; private ones when the two
+// are near, or both inside the coordinator's own network. A node that is inside
+// comes out at the coordinator's public addresses, which are given in outside.
+func meaningful(proven []netip.AddrPort, other []netip.Addr, near bool, outside []netip.Addr) []netip.AddrPort {
+	isInside := func(a netip.Addr) bool { return !isPublic(a) }
+	out := make([]netip.AddrPort, 0, len(proven))
+	var inside netip.AddrPort
+	for _, a := range proven {
+		ip := a.Addr()
+		switch {
+		case isPublic(ip),
+			ip.IsLoopback() && slices.ContainsFunc(other, netip.Addr.IsLoopback),
+			ip.IsLinkLocalUnicast() && slices.ContainsFunc(other, netip.Addr.IsLinkLocalUnicast),
+			!ip.IsLoopback() && !ip.IsLinkLocalUnicast() && (near || slices.ContainsFunc(other, isInside)):
+			out = append(out, a)
+		case !inside.IsValid():
+			inside = a
+		}
 	}
-	return p.proven
+	if inside.IsValid() {
+		for _, ip := range outside {
+			if !provenIP(out, ip) && len(out) < maxProven {
+				out = append(out, netip.AddrPortFrom(ip, inside.Port()))
+			}
+		}
+	}
+	return out
+}
+
+// expected are the addresses from which the other end may expect this one, and
+// which it permits at a relay of its own: that stands where the coordinator
+// does, and has the coordinator's view.
+func (p *peerView) expected(o outlook, relay bool) []netip.AddrPort {
+	var out []netip.AddrPort
+	if !o.hidden {
+		out = append(out, p.told...)
+	}
+	if relay {
+		for _, a := range p.proven {
+			if !slices.Contains(out, a) {
+				out = append(out, a)
+			}
+		}
+	}
+	return out[:min(len(out), signal.MaxAddresses)]
 }
 
 // candidateList collects candidates that a policy allows.
@@ -304,7 +345,7 @@ func (l *candidateList) add(c *signalpb.Candidate) {
 // those of relays that the operator named; those of the coordinator's own the
 // coordinator tells itself.
 func (p *peerView) trickled(candidates []*signalpb.Candidate, o outlook, relays []netip.Addr) []*signalpb.Candidate {
-	list := candidateList{policy: &ice.Policy{Proven: p.proven, Near: o.near, Relays: relays}}
+	list := candidateList{policy: &ice.Policy{Proven: p.told, Near: o.near, Relays: relays}}
 	for _, c := range candidates {
 		if !o.hidden || c.GetKind() == signalpb.CandidateKind_CANDIDATE_RELAY {
 			list.add(c)

@@ -267,6 +267,7 @@ func TestOfferedCandidates(t *testing.T) {
 		{"no kind", peerView{observed: at("30.0.0.1:1"), proven: addrs("30.0.0.1:1"), candidates: []*signalpb.Candidate{{Address: writeAddress(at("30.0.0.1:5"))}, {Kind: hostKind}}}, outlook{}, []string{"srflx 30.0.0.1:1"}},
 	}
 	for _, tt := range tests {
+		tt.view.told = tt.view.proven
 		if got := texts(tt.view.offered(tt.o)); !slices.Equal(got, tt.want) {
 			t.Errorf("%s:\ngot  %q\nwant %q", tt.name, got, tt.want)
 		}
@@ -279,7 +280,7 @@ func TestTrickledCandidates(t *testing.T) {
 		candidate(mappedKind, "30.0.0.1:99"), candidate(hostKind, "192.168.1.2:1"), candidate(hostKind, "8.8.8.8:53"),
 		candidate(relayKind, "60.0.0.1:50000"), candidate(relayKind, "60.0.0.2:50000"), candidate(hostKind, "60.0.0.1:50000"),
 	}
-	from := peerView{proven: addrs("30.0.0.1:1")}
+	from := peerView{told: addrs("30.0.0.1:1")}
 	for _, tt := range []struct {
 		name   string
 		o      outlook
@@ -323,6 +324,55 @@ func TestReasonsAreThoseOfTheWire(t *testing.T) {
 	} {
 		if writeExpectation(e) != want {
 			t.Errorf("%v: %v", e, writeExpectation(e))
+		}
+	}
+}
+
+// An address is told to whom it means the same machine.
+func TestMeaningfulAddresses(t *testing.T) {
+	ips := func(texts ...string) []netip.Addr {
+		var out []netip.Addr
+		for _, text := range texts {
+			out = append(out, netip.MustParseAddr(text))
+		}
+		return out
+	}
+	tests := []struct {
+		name    string
+		proven  []netip.AddrPort
+		other   []netip.Addr
+		near    bool
+		outside []netip.Addr
+		want    []netip.AddrPort
+	}{
+		{"public", addrs("30.0.0.1:1"), ips("40.0.0.1"), false, ips("20.0.0.1"), addrs("30.0.0.1:1")},
+		{"one machine", addrs("127.0.0.1:1"), ips("127.0.0.1"), true, ips("20.0.0.1"), addrs("127.0.0.1:1")},
+		{"on the coordinator's machine, of somebody elsewhere", addrs("127.0.0.1:1"), ips("40.0.0.1"), false, ips("20.0.0.1"), addrs("20.0.0.1:1")},
+		{"the same, and nobody knows where that is", addrs("127.0.0.1:1"), ips("40.0.0.1"), false, nil, nil},
+		{"the same, and it was heard from there", addrs("127.0.0.1:1", "20.0.0.1:1"), ips("40.0.0.1"), false, ips("20.0.0.1"), addrs("20.0.0.1:1")},
+		{"in the coordinator's network, of somebody elsewhere", addrs("192.168.1.2:1"), ips("40.0.0.1"), false, ips("20.0.0.1"), addrs("20.0.0.1:1")},
+		{"both in the coordinator's network", addrs("192.168.1.2:1"), ips("192.168.1.3"), false, ips("20.0.0.1"), addrs("192.168.1.2:1")},
+		{"one in it, one on its machine", addrs("192.168.1.2:1"), ips("127.0.0.1"), false, nil, addrs("192.168.1.2:1")},
+		{"near", addrs("192.168.1.2:1", "[fe80::1]:1"), ips("40.0.0.1"), true, nil, addrs("192.168.1.2:1")},
+		{"one link", addrs("[fe80::1]:1"), ips("fe80::2"), false, nil, addrs("[fe80::1]:1")},
+	}
+	for _, tt := range tests {
+		if got := meaningful(tt.proven, tt.other, tt.near, tt.outside); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	view := peerView{proven: addrs("127.0.0.1:1", "20.0.0.1:1"), told: addrs("20.0.0.1:1")}
+	for _, tt := range []struct {
+		hidden, relay bool
+		want          []netip.AddrPort
+	}{
+		{false, false, addrs("20.0.0.1:1")},
+		{false, true, addrs("20.0.0.1:1", "127.0.0.1:1")},
+		{true, false, nil},
+		{true, true, addrs("127.0.0.1:1", "20.0.0.1:1")},
+	} {
+		if got := view.expected(outlook{hidden: tt.hidden}, tt.relay); !slices.Equal(got, tt.want) {
+			t.Errorf("%+v: %v", tt, got)
 		}
 	}
 }

@@ -133,11 +133,7 @@ func (c *coordinator) stunAddrs() []netip.AddrPort {
 		}
 	}
 	for _, public := range c.cfg.Public { // a NAT that forwards to this machine
-		host := public
-		if h, _, err := net.SplitHostPort(public); err == nil {
-			host = h
-		}
-		ip, ok := splitIP(host)
+		ip, ok := splitIP(hostOnly(public))
 		if !ok || slices.ContainsFunc(addrs, func(a netip.AddrPort) bool { return a.Addr() == ip.Unmap() }) {
 			continue
 		}
@@ -163,6 +159,14 @@ func (c *coordinator) stunAddrs() []netip.AddrPort {
 	return addrs
 }
 
+// hostOnly is a host without the port that may follow it.
+func hostOnly(public string) string {
+	if h, _, err := net.SplitHostPort(public); err == nil {
+		return h
+	}
+	return public
+}
+
 // hasIPv6 reports whether a socket of that family can be opened.
 func hasIPv6() bool {
 	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
@@ -181,10 +185,7 @@ func (c *coordinator) relayIP() netip.Addr {
 		return addr
 	}
 	for _, public := range c.cfg.Public {
-		host := public
-		if h, _, err := net.SplitHostPort(public); err == nil {
-			host = h
-		}
+		host := hostOnly(public)
 		if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 			return addr.Unmap()
 		}

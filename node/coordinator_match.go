@@ -59,6 +59,9 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	client := c.look(p, newest(req.GetCandidates(), p.Hello().GetCandidates()), requestNetwork(req, p), now)
 	miner := c.look(entry.peer, entry.candidates, entry.network, now)
 	o := foresee(client, miner, req.GetNeeds().GetDirectOnly())
+	outside := c.outside()
+	client.told = meaningful(client.proven, miner.places(), o.near, outside)
+	miner.told = meaningful(miner.proven, client.places(), o.near, outside)
 	s := &coordinatorSession{
 		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
 		request: req, exclude: exclude, attempt: attempt, outlook: o,
@@ -77,13 +80,13 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
 		Candidates: ofMiner, Relay: relayClient, Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
 		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
-		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.proven), Near: o.near,
+		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.expected(o, o.lend)), Near: o.near,
 		MinerMapping: writeBehavior(miner.firstMapping(ofMiner)), MinerUdpBlocked: o.legs,
 	}
 	offer := &signalpb.Offer{
 		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
 		Ice: forMiner, Candidates: client.offered(o), Call: req.GetNeeds().GetCall(), SameUser: sameUser, Relay: relayMiner,
-		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.shown(o)), Near: o.near,
+		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.expected(o, o.lend && o.legs)), Near: o.near,
 	}
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", now)

@@ -159,16 +159,47 @@ func (c *coordinator) provedLocked(s *coordinatorSession, of signalpb.Role, addr
 	if c.turn != nil {
 		c.turn.AddKnown(s.id, of == signalpb.Role_ROLE_CLIENT, addr)
 	}
-	hidden := s.outlook.hidden
 	to := c.otherLocked(s, of)
-	if to == nil || s.matched.IsZero() || now.Sub(s.matched) > proofTrickle || hidden && of == signalpb.Role_ROLE_CLIENT || !s.trickleLocked(of) {
+	if to == nil || s.matched.IsZero() || now.Sub(s.matched) > proofTrickle {
 		return news{}
 	}
-	m := &signalpb.Candidates{Session: s.id[:], Proven: writeAddresses([]netip.AddrPort{addr})}
-	if !hidden {
+	m := &signalpb.Candidates{Session: s.id[:]}
+	if !s.outlook.hidden && len(meaningful([]netip.AddrPort{addr}, c.placesOf(to, now), s.outlook.near, nil)) > 0 {
 		m.Candidates = []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_SRFLX, Address: writeAddress(addr)}}
 	}
+	forRelay := s.outlook.lend && (of == signalpb.Role_ROLE_MINER || s.outlook.legs)
+	if m.Candidates == nil && !forRelay || !s.trickleLocked(of) {
+		return news{}
+	}
+	m.Proven = writeAddresses([]netip.AddrPort{addr})
 	return news{to: to, env: &signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: m}}}
+}
+
+// placesOf are the IP addresses at which a peer is seen.
+func (c *coordinator) placesOf(p *signal.Peer, now time.Time) []netip.Addr {
+	v := peerView{observed: p.Observed(), proven: c.view.Proven(p.Node(), now)}
+	return v.places()
+}
+
+// outside are the IP addresses at which this machine, and what else is in its
+// network, is seen from the Internet, as far as it is known.
+func (c *coordinator) outside() []netip.Addr {
+	var out []netip.Addr
+	add := func(a netip.Addr) {
+		if a = a.Unmap(); isPublic(a) && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	for _, public := range c.cfg.Public {
+		if ip, ok := splitIP(hostOnly(public)); ok {
+			add(ip)
+		}
+	}
+	add(c.home.external(c.Addr().Port(), false).Addr())
+	for _, a := range c.ownAddrs() {
+		add(a)
+	}
+	return out
 }
 
 // introduced notes that the two ends of a session have been told of each other
@@ -224,7 +255,7 @@ func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now
 	if to == nil {
 		return
 	}
-	from := peerView{proven: c.view.Proven(p.Node(), now)}
+	from := peerView{told: meaningful(c.view.Proven(p.Node(), now), c.placesOf(to, now), o.near, c.outside())}
 	candidates := from.trickled(m.GetCandidates(), o, c.relays.addrs())
 	if len(candidates) == 0 {
 		return
