@@ -111,8 +111,12 @@ func directCodes(a, b kind) []string {
 // expectOneNetwork is for two hosts of one home network.
 func expectOneNetwork(c cell, k kind) expectation {
 	switch {
-	case !c.has(lanIsolated) && (k.public || k.v6):
+	case !c.has(lanIsolated) && (k.public || !k.v4):
 		return direct("same-network", "public-address") // both are true of public addresses there
+	case !c.has(lanIsolated) && k.v6:
+		return direct("same-network", "public-address", "nat-traversed")
+	case !c.has(lanIsolated) && k.hairpin && !c.has(noHairpin):
+		return direct("same-network", "nat-traversed") // now and then the way over the router is first
 	case !c.has(lanIsolated):
 		return direct("same-network")
 	case k.hairpin && !c.has(noHairpin):
