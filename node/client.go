@@ -134,7 +134,7 @@ func newClient(cfg clientConfig) (*client, error) {
 	}
 	c.connector = &connector{
 		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, relayMode: cfg.Relay, log: cfg.Log,
-		trickle: c.trickle, seen: c.peerSeen, dialTLS: tls.turn,
+		trickle: c.trickle, unsaid: c.network.unsaid, seen: c.peerSeen, dialTLS: tls.turn,
 		coordinator: func() coordinatorAt { return whereIs(c.sig.Status(), c.membership) },
 	}
 	return c, nil

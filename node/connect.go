@@ -29,6 +29,9 @@ type connector struct {
 	log       zerolog.Logger
 	// trickle sends more candidates of this node to the session's other end.
 	trickle func(identity.SessionID, []ice.Candidate)
+	// unsaid are forwarded ports that the coordinator does not know of yet, and a
+	// channel that is closed when there may be more.
+	unsaid func() ([]ice.Candidate, <-chan struct{})
 	// seen tells the coordinator from where the session's other end arrived.
 	seen func(identity.SessionID, ice.Reached)
 	// coordinator is how this node reaches the coordinator now.
@@ -95,6 +98,8 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 		defer func() { _ = direct.Close() }() // QUIC's keep-alive holds the mapping from there on
 		w.heard = func() bool { return direct.Stats().Authenticated > 0 }
 		w.reached = c.watch(s, direct.Addrs())
+		stop := c.tellMapped(ctx, s.id)
+		defer stop()
 		w.addRemote = func(more trickled) { c.addRemote(s, direct, more) }
 	}
 	found, err := newRace(w, p).run(ctx)
@@ -142,6 +147,28 @@ func (c *connector) plan(s *session) plan {
 		p.legWanted = false // one relay on the way is enough
 	}
 	return p
+}
+
+// tellMapped tells the miner of ports that the router forwards meanwhile, until
+// the returned function is called.
+func (c *connector) tellMapped(ctx context.Context, id identity.SessionID) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			fresh, more := c.unsaid()
+			if len(fresh) > 0 {
+				c.trickle(id, fresh)
+			}
+			select {
+			case <-more:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
 }
 
 // watch passes on where the miner's checks come from, and tells the coordinator

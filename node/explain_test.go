@@ -135,6 +135,10 @@ func TestDirectReason(t *testing.T) {
 			t.Errorf("%s %s: %v, want %v", c.kind, c.addr, got, c.want)
 		}
 	}
+	if own := []netip.Addr{netip.MustParseAddr("2001:db8:1:2::1")}; !sharePrefix(netip.MustParseAddr("2001:db8:1:2::7"), own) ||
+		sharePrefix(netip.MustParseAddr("2001:db8:1:3::7"), own) || sharePrefix(netip.MustParseAddr("10.0.0.1"), own) {
+		t.Error("networks of IPv6 are told wrongly")
+	}
 	// What a forwarded port makes possible comes from any address.
 	at := hop{addr: netip.MustParseAddrPort("203.0.113.7:9"), kind: ice.Prflx}
 	if got := directReason(at, ice.PortMapping); got != ice.PortMapping {

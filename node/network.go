@@ -42,6 +42,8 @@ type network struct {
 	look    *ice.Look        // nil: not begun
 	servers []netip.AddrPort // where probes are answered, as the coordinator says
 	report  *ice.Report      // nil: not measured yet
+	said    []netip.AddrPort // forwarded ports that the coordinator was told of
+	mapNews chan struct{}    // closed and replaced when forwarded ports change
 }
 
 // networkConfig is what newNetwork needs.
@@ -60,6 +62,7 @@ type networkConfig struct {
 func newNetwork(cfg networkConfig) *network {
 	return &network{
 		networkConfig: cfg, changed: make(chan struct{}, 1), measureNow: make(chan struct{}, 1), hosts: cfg.socket.HostCandidates,
+		mapNews: make(chan struct{}),
 	}
 }
 
@@ -75,11 +78,29 @@ func mapperFor(on bool, socket *ice.Socket, loopback bool, log zerolog.Logger) *
 
 // candidates are the socket's addresses and those that a router forwards to it.
 func (n *network) candidates() []ice.Candidate {
+	mapped := n.mapped()
+	n.mu.Lock()
+	n.said = mapped
+	n.mu.Unlock()
 	out := n.hosts()
-	for _, addr := range n.mapped() {
+	for _, addr := range mapped {
 		out = append(out, ice.Candidate{Kind: ice.Mapped, Addr: addr})
 	}
 	return out
+}
+
+// unsaid are forwarded ports that came after the coordinator was told the
+// candidates; more is closed when there is another.
+func (n *network) unsaid() (fresh []ice.Candidate, more <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, addr := range n.mapped() {
+		if !slices.Contains(n.said, addr) {
+			n.said = append(slices.Clip(n.said), addr)
+			fresh = append(fresh, ice.Candidate{Kind: ice.Mapped, Addr: addr})
+		}
+	}
+	return fresh, n.mapNews
 }
 
 func (n *network) mapped() []netip.AddrPort {
@@ -235,6 +256,10 @@ func (n *network) Run(ctx context.Context) error {
 		case <-n.measureNow:
 			n.measure(ctx)
 		case <-news:
+			n.mu.Lock()
+			close(n.mapNews)
+			n.mapNews = make(chan struct{})
+			n.mu.Unlock()
 			wake(n.changed)
 		}
 	}

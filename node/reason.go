@@ -50,11 +50,11 @@ func reasonText(r ice.Reason, miner string) string {
 // directReason says what made the direct path possible. A forwarded port shows
 // only in what was expected: the address that answers may be any.
 func directReason(h hop, expected ice.Reason) ice.Reason {
-	addr := h.addr.Addr().Unmap()
+	addr, own := h.addr.Addr().Unmap(), localAddrs()
 	switch {
-	case addr.IsLoopback(), slices.Contains(localAddrs(), addr):
+	case addr.IsLoopback(), slices.Contains(own, addr):
 		return ice.SameMachine
-	case addr.IsPrivate(), addr.IsLinkLocalUnicast(), isCarrierNAT(addr):
+	case addr.IsPrivate(), addr.IsLinkLocalUnicast(), isCarrierNAT(addr), sharePrefix(addr, own):
 		return ice.SameNetwork
 	case h.kind == ice.Mapped, expected == ice.PortMapping:
 		return ice.PortMapping
@@ -63,6 +63,14 @@ func directReason(h hop, expected ice.Reason) ice.Reason {
 	default:
 		return ice.NATTraversed
 	}
+}
+
+// sharePrefix reports whether an IPv6 address is of a network of this machine,
+// which in IPv6 has a prefix of 64 bits (RFC 4291 §2.5.4).
+func sharePrefix(addr netip.Addr, own []netip.Addr) bool {
+	return addr.Is6() && slices.ContainsFunc(own, func(a netip.Addr) bool {
+		return a.Is6() && netip.PrefixFrom(a, 64).Masked().Contains(addr)
+	})
 }
 
 // isCarrierNAT reports whether addr is of the shared space 100.64.0.0/10 (RFC 6598).
