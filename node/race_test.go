@@ -103,7 +103,7 @@ func (n *simNAT) family() *ice.Family {
 }
 
 // simTunnel is a finished handshake.
-type simTunnel struct{ closed sync.Once }
+type simTunnel struct{}
 
 func (*simTunnel) Close(quicstream.CloseCode) error { return nil }
 

@@ -76,7 +76,7 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 func (s *Server) await(ctx context.Context, conn *quic.Conn, peer identity.NodeID) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(conn.Context(), cancel)
+	stop := context.AfterFunc(conn.Context(), cancel) //nolint:contextcheck // whichever ends first
 	defer stop()
 	s.cfg.Await(ctx, peer)
 }
