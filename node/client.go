@@ -286,30 +286,46 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 		tr.match(s)
 		s.stage = tr.stage
 		s.stage("connecting " + s.minerName + " (direct)…")
+		l, update, err := c.await(ctx, s, matching.Updates())
+		switch {
+		case update == nil:
+			return s, l, err
+		case err != nil:
+			return nil, nil, err
+		}
+		tr.try()
+		grant = update.Grant
+	}
+}
+
+// await returns the tunnel to the session's miner, or an update when the
+// coordinator grants another session in place of this one.
+func (c *client) await(ctx context.Context, s *session, updates <-chan signal.Update) (*link, *signal.Update, error) {
+	for {
 		pending := c.linkTo(s)
 		select {
 		case <-pending.done:
+			if errors.Is(pending.err, errAbandoned) {
+				continue
+			}
 			if pending.err != nil {
 				c.done(s)
 				c.retire(s, "no path")
-				return s, nil, pending.err
+				return nil, nil, pending.err
 			}
 			c.report(s, signalpb.TunnelState_TUNNEL_UP, pending.link)
-			return s, pending.link, nil
-		case update := <-matching.Updates(): // the miner declined
+			return pending.link, nil, nil
+		case update := <-updates: // the miner declined, or was late
 			c.done(s)
+			c.abandon(s)
 			c.forget(s) // the coordinator has ended it
-			if update.Err != nil {
-				return nil, nil, update.Err
-			}
-			tr.try()
-			grant = update.Grant
+			return nil, &update, update.Err
 		case <-ctx.Done():
 			c.done(s)
 			if pending.owner != s { // else the tunnel needs it, and others may wait for that
 				c.retire(s, "cancelled")
 			}
-			return s, nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 	}
 }

@@ -12,9 +12,23 @@ import (
 // pendingLink is a connect under way, shared by everyone who waits for it.
 type pendingLink struct {
 	owner *session // whose grant is used for it
+	stop  context.CancelFunc
 	done  chan struct{}
 	link  *link
-	err   error
+	err   error // errAbandoned: connect with another session
+}
+
+// errAbandoned says that a connect was given up because its session is over.
+var errAbandoned = errors.New("the session is over")
+
+// abandon ends the connect that uses the session's grant, if there is one.
+func (c *client) abandon(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.dialing[s.miner]; p != nil && p.owner == s {
+		delete(c.dialing, s.miner)
+		p.stop()
+	}
 }
 
 // linkTo returns the tunnel to the session's miner, opening it if need be.
@@ -38,19 +52,27 @@ func (c *client) linkTo(s *session) *pendingLink {
 	}
 	c.dialing[s.miner] = p
 	s.uses++ // until the tunnel is gone: a relay is lent for this session
+	connecting, stop := context.WithCancel(c.lifetime)
+	p.stop = stop
 	c.wg.Add(1)
-	go c.establish(c.lifetime, s, p)
+	go c.establish(c.lifetime, connecting, s, p)
 	return p
 }
 
 // establish opens one tunnel and then stays with it until it is gone.
-func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
+func (c *client) establish(ctx, connecting context.Context, s *session, p *pendingLink) {
 	defer c.wg.Done()
+	defer p.stop()
 	started := time.Now()
 	c.report(s, signalpb.TunnelState_TUNNEL_CONNECTING, nil)
-	l, err := c.connector.connect(ctx, s)
+	l, err := c.connector.connect(connecting, s)
 	c.mu.Lock()
-	delete(c.dialing, s.miner)
+	switch {
+	case c.dialing[s.miner] == p:
+		delete(c.dialing, s.miner)
+	case ctx.Err() == nil:
+		err = errAbandoned
+	}
 	if err == nil && c.closed {
 		err = context.Canceled
 	}
@@ -66,7 +88,7 @@ func (c *client) establish(ctx context.Context, s *session, p *pendingLink) {
 		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("no tunnel")
 		c.report(s, signalpb.TunnelState_TUNNEL_FAILED, nil)
 		c.metrics.tunnelFailed()
-		if !errors.Is(err, context.Canceled) {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, errAbandoned) {
 			c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH}) // while the session is known
 		}
 		c.forget(s)

@@ -282,6 +282,9 @@ func (c *coordinator) Left(p *signal.Peer, err error) {
 			if s.client == p {
 				s.offerEnds, s.orphaned = time.Time{}, now.Add(grace)
 				c.board.End(s.id) // what it carries shows in the miner's lease
+				if err == nil && c.turn != nil {
+					c.turn.Revoke(s.id) // its process is gone, and with it all that was relayed
+				}
 			}
 		}
 	}

@@ -74,10 +74,14 @@ func (c *coordinator) startProbes() error {
 	return nil
 }
 
+// relaysPerNode bounds the relays of one node: a miner whose network blocks UDP
+// has one for each client.
+const relaysPerNode = 64
+
 func (c *coordinator) startTURN() error {
 	cfg := ice.TURNConfig{
 		RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
-		PeersSpeakFirst: true, OnAllocated: c.allocated, Tap: c.cfg.hooks.relay,
+		PeersSpeakFirst: true, MaxPerNode: relaysPerNode, OnAllocated: c.allocated, Tap: c.cfg.hooks.relay,
 	}
 	if c.probes != nil && c.cfg.TURN.Listen == c.cfg.STUN {
 		cfg.Conns = c.probes.Conns()

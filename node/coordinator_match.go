@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,7 +90,7 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.expected(o, o.lend && o.legs)), Near: o.near,
 	}
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
-		c.nextMiner(s, "could not be told", now)
+		c.nextMiner(s, "could not be told", false, now)
 		return
 	}
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
@@ -126,11 +127,12 @@ func (c *coordinator) declined(p *signal.Peer, d *signalpb.Decline, now time.Tim
 		return
 	}
 	c.cfg.Metrics.declined()
-	c.nextMiner(s, "declined: "+d.GetReason(), now)
+	c.nextMiner(s, "declined: "+d.GetReason(), false, now)
 }
 
-// nextMiner gives the session's request to another miner.
-func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.Time) {
+// nextMiner gives the session's request to another miner. One that is only late
+// is asked once more when nobody else can: the offer may have been lost.
+func (c *coordinator) nextMiner(s *coordinatorSession, reason string, late bool, now time.Time) {
 	c.mu.Lock()
 	if c.sessions[s.id] != s { // ended meanwhile
 		c.mu.Unlock()
@@ -139,9 +141,16 @@ func (c *coordinator) nextMiner(s *coordinatorSession, reason string, now time.T
 	client := s.client // it may reconnect meanwhile
 	c.endLocked(s)
 	c.mu.Unlock()
-	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).Msg("next miner")
+	exclude := append(slices.Clip(s.exclude), s.minerID)
+	if late && s.attempt == 1 {
+		if _, err := c.board.Pick(readNeeds(client, s.request.GetNeeds(), exclude), now); err != nil {
+			exclude = s.exclude
+		}
+	}
+	c.log.Info().Str("session", s.id.Short()).Str("miner", s.minerID.Short()).Str("cause", reason).
+		Bool("again", len(exclude) == len(s.exclude)).Msg("next miner")
 	c.tellMiner(s, sessionEndMessage(s.id, clip(reason)))
-	c.offer(client, s.request, append(s.exclude, s.minerID), s.attempt+1, now)
+	c.offer(client, s.request, exclude, s.attempt+1, now)
 }
 
 func (c *coordinator) noMatch(p *signal.Peer, m *signalpb.NoMatch) {

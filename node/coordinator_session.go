@@ -198,7 +198,7 @@ func (c *coordinator) sweep(now time.Time) {
 		c.tellMiner(s, sessionEndMessage(s.id, "over"))
 	}
 	for _, s := range late {
-		c.nextMiner(s, "did not take the offer in time", now)
+		c.nextMiner(s, "did not take the offer in time", true, now)
 	}
 	c.cfg.Metrics.load(c.counts())
 	if c.turn != nil {

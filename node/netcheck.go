@@ -261,7 +261,7 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 	go func() { done <- node.Run(running) }()
 	defer func() {
 		stop()
-		<-done // it says goodbye; ended by us it has no error
+		<-done //nolint:errcheck // it says goodbye; ended by us it has no error
 	}()
 	if err := node.WaitConnected(ctx); err != nil {
 		if why := node.Status().Err; why != nil {
