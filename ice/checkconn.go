@@ -31,6 +31,7 @@ type sessionConns struct {
 
 func newSessionConns(d *demux, local *net.UDPAddr, pwd string, policy *Policy) *sessionConns {
 	c := &sessionConns{pacer: newPacer(), key: stun.NewShortTermIntegrity(pwd), policy: policy.clone()}
+	c.pacer.spray = d.spray
 	c.v4 = newCheckConn(d, c, local)
 	c.v6 = newCheckConn(d, c, local)
 	return c

@@ -88,6 +88,7 @@ func ufragOf(b []byte) (string, bool) {
 // The answers to probes go to who sent those.
 type demux struct {
 	transport *quic.Transport
+	spray     *spray // what all sessions send in vain
 
 	received, malformed, unknown, overflow, forbidden atomic.Uint64
 
@@ -102,6 +103,7 @@ var _ stunPort = (*demux)(nil)
 func newDemux(t *quic.Transport) *demux {
 	return &demux{
 		transport: t,
+		spray:     newSpray(),
 		byUfrag:   make(map[string]*sessionConns),
 		pending:   make(map[transactionID]*checkConn),
 		probes:    make(map[transactionID]chan<- probeAnswer),
@@ -196,6 +198,7 @@ func (d *demux) stats() SocketStats {
 		Unknown:   d.unknown.Load(),
 		Overflow:  d.overflow.Load(),
 		Forbidden: d.forbidden.Load(),
+		Withheld:  d.spray.total(),
 	}
 }
 

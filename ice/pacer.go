@@ -36,6 +36,8 @@ const (
 //
 // The bounds hold whatever the coordinator, the peer or the agent want.
 type pacer struct {
+	spray *spray // of all sessions of the socket; nil: no bound
+
 	mu         sync.Mutex // guards what follows
 	sent       int
 	unanswered int
@@ -104,8 +106,9 @@ func (p *pacer) allow(addr netip.AddrPort, now time.Time) bool {
 	if d == nil || p.sent >= maxChecks || p.unanswered >= maxUnanswered {
 		return false
 	}
+	asked := d.earned
 	switch {
-	case d.earned:
+	case asked:
 		d.earned = false
 	case p.unanswered >= maxUnanswered-answersReserved:
 		return false
@@ -114,6 +117,10 @@ func (p *pacer) allow(addr netip.AddrPort, now time.Time) bool {
 		return false
 	default:
 		d.gap = min(d.gap*5/4, maxGap)
+	}
+	if !p.spray.allow(addr.Addr(), asked, now) {
+		d.last = now
+		return false
 	}
 	d.sent++
 	d.unanswered++
@@ -143,6 +150,7 @@ func (p *pacer) answered(addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d := p.dest[addr]; d != nil {
+		p.spray.answered(addr.Addr(), d.unanswered)
 		p.unanswered -= d.unanswered
 		d.unanswered = 0
 		d.earned = true

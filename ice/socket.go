@@ -156,6 +156,7 @@ type SocketStats struct {
 	Unknown   uint64 // STUN of no open session
 	Overflow  uint64 // dropped because a session did not keep up, or had too many sources
 	Forbidden uint64 // checks and answers from addresses that a policy forbids
+	Withheld  uint64 // checks that were not sent: too many went to that address in vain
 	Gated     uint64 // QUIC handshake packets of strangers, dropped by the gate
 	Sessions  int    // open sessions
 }
