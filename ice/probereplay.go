@@ -17,7 +17,8 @@ const maxReplays = 32768
 // their stamps are accepted. It has two generations of twice the window each;
 // when one is full the next begins early, so that a flood of throwaway keys
 // makes old probes repeatable rather than new ones useless: who can sign can
-// forge a source anyway.
+// forge a source anyway. Nodes that joined have replays of their own, which no
+// throwaway key fills.
 type replays struct {
 	mu        sync.Mutex // guards what follows
 	since     time.Time
@@ -39,6 +40,16 @@ const (
 	repeatedProbe          // sent again, from the same address to the same one
 	replayedProbe          // taken from another path
 )
+
+// has reports whether the probe was seen.
+func (r *replays) has(p ProbeRequest) bool {
+	id := probeID{p.Node, p.Transaction}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, now := r.now[id]
+	_, last := r.last[id]
+	return now || last
+}
 
 // see tells a new probe from one that was seen, and remembers it.
 func (r *replays) see(p ProbeRequest, from, at netip.AddrPort, now time.Time) probeAge {

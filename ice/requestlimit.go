@@ -1,6 +1,7 @@
 package ice
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -15,18 +16,25 @@ const (
 	// forges sources to flood a network forges all of its addresses.
 	requestsPerPrefix = 600
 	requestWindow     = time.Second
-	maxRequestSources = 8192
+	// requestBuckets is how finely sources are told apart. A flood from forged
+	// sources spreads over all of them: it takes 1.6 million requests a second to
+	// shut out somebody who shares a bucket with it.
+	requestBuckets = 8192
 )
 
 // requestLimit keeps the STUN and TURN servers from being a mirror: anybody can
 // send a request in another's name, and the answer may be three times as long.
 // What the servers never answer, ChannelData and indications, is not limited
 // here.
+//
+// The counters are hashed with a new secret in each window: a table of sources
+// would be full after as many forged ones, and shut everybody else out.
 type requestLimit struct {
 	mu       sync.Mutex // guards what follows
 	window   time.Time  // the start of the current one
-	counts   map[netip.Addr]int
-	prefixes map[netip.Addr]int // by the first address
+	seed     maphash.Seed
+	counts   [requestBuckets]uint16
+	prefixes [requestBuckets]uint16 // by the first address
 }
 
 // answered reports whether the server would answer the datagram: RFC 8489 §5,
@@ -35,22 +43,23 @@ func answered(b []byte) bool {
 	return len(b) >= 2 && b[0]&0xc0 == 0 && b[0]&0x01 == 0 && b[1]&0x10 == 0
 }
 
-// allow counts a request from addr. When there are more sources in one window
-// than are kept, new ones are refused: that is a flood of forged addresses.
+// allow counts a request from addr, if there is room for it.
 func (l *requestLimit) allow(addr netip.Addr, now time.Time) bool {
 	source, prefix := limitedAs(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.counts == nil || now.Sub(l.window) >= requestWindow {
-		l.window = now
-		l.counts, l.prefixes = make(map[netip.Addr]int), make(map[netip.Addr]int)
+	if age := now.Sub(l.window); l.window.IsZero() || age < 0 || age >= requestWindow {
+		l.window, l.seed = now, maphash.MakeSeed()
+		clear(l.counts[:])
+		clear(l.prefixes[:])
 	}
-	n, known := l.counts[source]
-	if n >= requestsPerSource || l.prefixes[prefix] >= requestsPerPrefix || !known && len(l.counts) >= maxRequestSources {
+	n := &l.counts[maphash.Comparable(l.seed, source)%requestBuckets]
+	of := &l.prefixes[maphash.Comparable(l.seed, prefix)%requestBuckets]
+	if *n >= requestsPerSource || *of >= requestsPerPrefix {
 		return false
 	}
-	l.counts[source] = n + 1
-	l.prefixes[prefix]++
+	*n++
+	*of++
 	return true
 }
 

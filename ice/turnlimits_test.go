@@ -224,7 +224,7 @@ func answerTo(t *testing.T, conn *net.UDPConn, id, end [stunv4.TransactionIDSize
 func (l *requestLimit) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.counts = nil
+	l.window = time.Time{}
 }
 
 func TestRequestLimitOfAPrefix(t *testing.T) {
