@@ -90,17 +90,21 @@ func (l *Look) familyLocked(v6 bool, now time.Time) *Family {
 	var first *looked
 	servers := make(map[netip.Addr]bool)
 	same := true
-	elsewhere, settled := false, false
+	var changed *looked // the request for an answer from another port
+	settled := false    // its answer would be here
+	for _, x := range l.asked {
+		if x.change != 0 && x.to.Addr().Is6() == v6 {
+			changed = x
+		}
+	}
 	for _, x := range l.asked {
 		switch {
-		case x.to.Addr().Is6() != v6, x.at.IsZero():
-		case x.change != 0:
-			elsewhere = elsewhere || x.answered.from.Port() != x.to.Port()
+		case x.to.Addr().Is6() != v6, x.at.IsZero(), x.change != 0:
 		default:
 			if first == nil {
 				first, f = x, &Family{Observed: x.answered.mapped}
-				settled = now.Sub(x.at) >= lookSettle
 			}
+			settled = settled || changed != nil && x.to == changed.to && now.Sub(x.at) >= lookSettle
 			servers[x.to.Addr()] = true
 			same = same && x.answered.mapped == f.Observed
 		}
@@ -118,7 +122,7 @@ func (l *Look) familyLocked(v6 bool, now time.Time) *Family {
 		f.Mapping = EndpointIndependent
 	}
 	switch {
-	case elsewhere:
+	case changed != nil && !changed.at.IsZero() && changed.answered.from.Port() != changed.to.Port():
 		f.Filtering = AddressDependent // or none: as easy for a peer
 	case settled:
 		f.Filtering = AddressAndPortDependent

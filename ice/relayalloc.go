@@ -156,7 +156,7 @@ func allocate(ctx context.Context, cfg RelayConfig, wire *turnWire, rto time.Dur
 		reader.Wait()
 		return allocation{err: err}
 	}
-	return allocation{wire: wire, client: client, relay: relay, reader: reader}
+	return allocation{wire: wire, client: client, relay: newFirstWrites(relay), reader: reader}
 }
 
 // isStale reports whether the server wants another nonce (RFC 8489 §9.2.5).
