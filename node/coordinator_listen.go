@@ -57,7 +57,7 @@ func (c *coordinator) startProbes() error {
 	}
 	cfg := ice.ProbeServerConfig{
 		Coordinator: c.cfg.Key.ID(), Addrs: c.cfg.hooks.stun, Shared: c.lendsOwn() && c.cfg.TURN.Listen == c.cfg.STUN,
-		OnProof: c.onProof, Log: c.log,
+		OnProof: c.onProof, Known: c.view.HasJoined, Log: c.log,
 	}
 	if ip, ok := netip.AddrFromSlice(addr.IP); ok && cfg.Addrs == nil {
 		cfg.Addrs = []netip.Addr{ip.Unmap()}

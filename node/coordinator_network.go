@@ -22,6 +22,9 @@ const (
 	// maxSightings bounds what is kept of one node: each address, as each of the
 	// coordinator's own saw it.
 	maxSightings = 16
+	// maxNews bounds the addresses of one node that are passed on as new within
+	// provenFor: one host has 2^64 of IPv6, and each concerns all of its sessions.
+	maxNews = 32
 	// maxWatched bounds the nodes of which something is kept, half of them may be
 	// such that have not joined: anybody can make any number of those.
 	maxWatched = 1 << 14
@@ -40,6 +43,8 @@ type netview struct {
 type watched struct {
 	id        identity.NodeID
 	joined    int        // connections of it
+	news      int        // addresses that were new since newsSince
+	newsSince time.Time
 	sightings []sighting // one for each pair of from and at
 	told      [2]verdict // what peers saw, IPv4 and IPv6
 	shown     [2]verdict // what was concluded when there was more to conclude from
@@ -97,7 +102,16 @@ func (v *netview) SawEarlier(id identity.NodeID, from, at netip.AddrPort, when, 
 		return s.fresh(now) && (s.from == from || s.from.Addr() == from.Addr() && !from.Addr().IsLoopback())
 	})
 	w.see(sighting{from: from, at: at, when: when}, now)
-	return isNew
+	return isNew && w.mayTell(now)
+}
+
+// mayTell reports whether others may be told of one more new address.
+func (w *watched) mayTell(now time.Time) bool {
+	if now.Sub(w.newsSince) >= provenFor {
+		w.news, w.newsSince = 0, now
+	}
+	w.news++
+	return w.news <= maxNews
 }
 
 func (s sighting) fresh(now time.Time) bool { return now.Sub(s.when) < provenFor }
@@ -183,6 +197,14 @@ func (v *netview) connected(id identity.NodeID, n int) {
 	w.joined = max(0, w.joined+n)
 	v.nodes[id] = v.listOf(w).PushFront(w)
 	v.boundLocked()
+}
+
+// HasJoined reports whether the node has a connection.
+func (v *netview) HasJoined(id identity.NodeID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e := v.nodes[id]
+	return e != nil && e.Value.(*watched).joined > 0
 }
 
 // Proven lists the addresses from which the node was heard within the last

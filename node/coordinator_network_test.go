@@ -252,3 +252,35 @@ func FuzzNetview(f *testing.F) {
 		}
 	})
 }
+
+// A host of IPv6 has addresses without end: few of them are news to others.
+func TestNetviewTellsOfFewAddresses(t *testing.T) {
+	v, id := newNetview(), nodeNumber(1)
+	if v.HasJoined(id) {
+		t.Error("nobody has joined")
+	}
+	v.Joined(id)
+	if !v.HasJoined(id) {
+		t.Error("a node that joined is not known")
+	}
+	host, told := at("[2001:db8:a::1]:1").Addr(), 0
+	for range 20 * maxNews {
+		host = host.Next()
+		if v.Saw(id, netip.AddrPortFrom(host, 1), stun6, someTime) {
+			told++
+		}
+	}
+	if told != maxNews {
+		t.Errorf("%d new addresses of one node were told, want %d", told, maxNews)
+	}
+	if len(v.Proven(id, someTime)) != maxProven {
+		t.Error("the newest addresses are not proven")
+	}
+	if !v.Saw(id, at("30.0.0.1:1"), stunA, someTime.Add(provenFor)) {
+		t.Error("a minute later a new address is no news")
+	}
+	v.Left(id)
+	if v.HasJoined(id) {
+		t.Error("a node that left has joined")
+	}
+}
