@@ -75,6 +75,7 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 	w := ways{
 		addRemote: func(trickled) {},
 		heard:     func() bool { return false },
+		allowed:   func(h hop) bool { return c.mayDial(s, h) },
 		dial:      func(ctx context.Context, h hop) (tunnel, error) { return c.handshake(ctx, s, h) },
 		announce:  func(cand ice.Candidate) { c.trickle(s.id, []ice.Candidate{cand}) },
 	}
@@ -117,6 +118,9 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 // addRemote gives the checks what came later of the miner.
 func (c *connector) addRemote(s *session, direct *ice.Session, more trickled) {
 	direct.Prove(more.proven...)
+	if !more.candidate.Addr.IsValid() {
+		return
+	}
 	if at := more.candidate.Addr.Addr(); more.candidate.Kind.Relayed() && c.coordinator().mayRelayAt(at) {
 		direct.AllowRelay(at)
 	}
@@ -125,13 +129,24 @@ func (c *connector) addRemote(s *session, direct *ice.Session, more trickled) {
 	}
 }
 
+// mayDial reports whether a handshake may go to an address that only the
+// coordinator names. What holds for checks holds for it, too.
+func (c *connector) mayDial(s *session, h hop) bool {
+	candidate := ice.Candidate{Kind: h.kind, Addr: h.addr}
+	if h.kind.Relayed() {
+		_, err := candidate.Check()
+		return err == nil && c.coordinator().mayRelayAt(h.addr.Addr())
+	}
+	return s.policy.Allows(candidate) == nil
+}
+
 // plan reads the grant and this node's own settings.
 func (c *connector) plan(s *session) plan {
 	p := plan{
 		expect: s.expect, reason: s.expectReason,
 		headStart: min(s.headStart, c.deadlines.Direct), // whatever the coordinator says, this side's deadlines hold
 		direct:    c.deadlines.Direct,
-		legWanted: true, minerLeg: s.minerBlocked, predictable: s.predictable,
+		legWanted: true, minerLeg: s.minerBlocked && s.relay != nil /* else it has none either */, predictable: s.predictable,
 		candidates: s.candidates, trickled: s.trickled, minerName: s.minerName, stage: s.stage,
 	}
 	p.relayOff = c.relayMode == RelayNever

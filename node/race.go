@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 	leastLook = 50 * time.Millisecond
 	// redialAfter is sooner than QUIC repeats the first packet of a handshake.
 	redialAfter = 80 * time.Millisecond
+	// maxLate bounds what is taken in of the peer's candidates, and of its proven
+	// addresses, that come after the grant, whatever the coordinator sends.
+	maxLate = 16
 )
 
 // tunnel is what a handshake ends in.
@@ -55,6 +59,7 @@ type ways struct {
 	reached   <-chan ice.Reached // addresses from which the peer's signed checks came
 	addRemote func(trickled)     // checks one more address of the peer
 	heard     func() bool        // whether any signed check came directly
+	allowed   func(hop) bool     // whether anything may be sent to an address that has not shown itself
 	dial      func(context.Context, hop) (tunnel, error)
 	openRelay func(context.Context) (relayLeg, error) // nil: there is none to be had
 	announce  func(ice.Candidate)                     // tells the peer of the leg's address
@@ -108,7 +113,8 @@ type race struct {
 	opened chan opened // cap 1
 	again  chan hop    // cap maxDials: to be dialed once more
 
-	granted       int // how many candidates came with the grant
+	granted       int              // how many candidates came with the grant
+	proven        []netip.AddrPort // by the miner, since the grant
 	leg           relayLeg
 	dials         int
 	tried         map[hop]bool
@@ -222,7 +228,7 @@ func (r *race) begin(ctx context.Context) {
 	if r.expect == ice.RelayNeeded {
 		r.startRelay(ctx)
 	}
-	if r.expect == ice.Direct && r.predictable && len(r.candidates) > 0 {
+	if r.expect == ice.Direct && r.predictable && len(r.candidates) > 0 && !r.candidates[0].Kind.Relayed() {
 		first := r.candidates[0]
 		r.try(ctx, hop{addr: first.Addr, kind: first.Kind, blind: true})
 	}
@@ -244,7 +250,7 @@ func (r *race) hopeless() bool {
 // try starts one QUIC handshake. An address that was tried blindly is tried
 // again when it shows itself.
 func (r *race) try(ctx context.Context, h hop) {
-	if r.dials == maxDials || r.tried[h] {
+	if r.dials == maxDials || r.tried[h] || h.blind && h.leg == nil && !r.allowed(h) {
 		return
 	}
 	r.tried[h] = true
@@ -299,6 +305,9 @@ func (r *race) useLeg(ctx context.Context, leg relayLeg) <-chan ice.Reached {
 	for _, c := range r.candidates[r.granted:] { // for those of the grant it has been asked already
 		r.permit(ctx, c)
 	}
+	for _, addr := range r.proven {
+		r.wg.Go(func() { _ = leg.Permit(ctx, addr) })
+	}
 	if r.predictable && len(r.candidates) > 0 && !r.candidates[0].Kind.Relayed() {
 		// The coordinator has told the miner of this leg: its check has opened its NAT.
 		r.try(ctx, hop{addr: r.candidates[0].Addr, kind: leg.Kind(), leg: leg, blind: true})
@@ -335,16 +344,36 @@ func (r *race) permit(ctx context.Context, c ice.Candidate) {
 	})
 }
 
-// learn takes in a candidate that came later.
+// learn takes in what came later: a candidate, or only a proof.
 func (r *race) learn(ctx context.Context, more trickled) {
 	c := more.candidate
-	r.candidates = append(r.candidates, c)
+	if c.Kind.Relayed() && r.relayOff {
+		return
+	}
 	r.addRemote(more)
+	r.prove(ctx, more.proven)
+	if !c.Addr.IsValid() || len(r.candidates)-r.granted == maxLate {
+		return
+	}
+	r.candidates = append(r.candidates, c)
 	if c.Kind.Relayed() && !r.legWanted {
 		r.try(ctx, hop{addr: c.Addr, kind: ice.RelayTLS, blind: true})
 	}
 	if r.leg != nil {
 		r.permit(ctx, c)
+	}
+}
+
+// prove lets the miner in at its leg from where it was seen meanwhile.
+func (r *race) prove(ctx context.Context, addrs []netip.AddrPort) {
+	for _, addr := range addrs {
+		if len(r.proven) == maxLate || slices.Contains(r.proven, addr) {
+			continue
+		}
+		r.proven = append(r.proven, addr)
+		if leg := r.leg; leg != nil {
+			r.wg.Go(func() { _ = leg.Permit(ctx, addr) })
+		}
 	}
 }
 

@@ -46,7 +46,7 @@ type session struct {
 
 // trickled is what came of the other end after the grant.
 type trickled struct {
-	candidate ice.Candidate
+	candidate ice.Candidate // zero: none
 	proven    []netip.AddrPort
 }
 
