@@ -55,6 +55,7 @@ type client struct {
 	dialing  map[identity.NodeID]*pendingLink
 	closed   bool
 	over     []*session      // to be ended, oldest first, see done
+	early    []earlyTrickle  // of sessions that are not remembered yet, oldest first
 	lifetime context.Context //nolint:containedctx // of the connects that outlive the request that began them; set once by Run
 }
 
@@ -187,8 +188,8 @@ func (c *client) dropIdle(now time.Time) {
 	ended = append(ended, c.over...)
 	c.over = nil
 	for _, l := range c.links {
-		if l.relay != nil && l.InFlight() > 0 && now.After(l.owner.expires.Add(-renewBefore)) {
-			c.renew(l.owner) // the relay is lent no longer than the session lasts
+		if l.InFlight() > 0 && l.endsSoon(now) {
+			c.renew(l.owner)
 		}
 	}
 	c.mu.Unlock()
@@ -392,14 +393,7 @@ func (h *clientHandler) Message(env *signalpb.Envelope) {
 			c.endSession(id, "not wanted any more")
 		}
 	case *signalpb.Envelope_Candidates:
-		s := c.sessionOf(m.Candidates.GetSession())
-		if s == nil {
-			return
-		}
-		proven := readAddresses(m.Candidates.GetProven())
-		for _, candidate := range readCandidates(m.Candidates.GetCandidates()) {
-			s.trickle(trickled{candidate: candidate, proven: proven})
-		}
+		c.tricklesTo(m.Candidates)
 	case *signalpb.Envelope_Renewed:
 		c.mu.Lock()
 		defer c.mu.Unlock()

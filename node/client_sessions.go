@@ -27,6 +27,7 @@ func (c *client) remember(s *session, n needs) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sessions[s.id] = s
+	c.catchUpLocked(s)
 	s.uses++
 	s.warm = keyOf(n)
 	for _, x := range c.warm[s.warm] {

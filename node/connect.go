@@ -58,6 +58,12 @@ func (l *link) Path() Path {
 	}
 }
 
+// endsSoon reports whether the relay, be it this node's or the miner's, will end
+// with the session for which it was lent. The client's mu must be held.
+func (l *link) endsSoon(now time.Time) bool {
+	return l.kind.Relayed() && now.After(l.owner.expires.Add(-renewBefore))
+}
+
 // close ends the tunnel and frees its relay.
 func (l *link) close(code quicstream.CloseCode) {
 	_ = l.Tunnel.Close(code) // it may be gone already: that is what was wanted
