@@ -42,8 +42,8 @@ type netview struct {
 // watched is what is known of one node.
 type watched struct {
 	id        identity.NodeID
-	joined    int        // connections of it
-	news      int        // addresses that were new since newsSince
+	joined    int // connections of it
+	news      int // addresses that were new since newsSince
 	newsSince time.Time
 	sightings []sighting // one for each pair of from and at
 	told      [2]verdict // what peers saw, IPv4 and IPv6

@@ -124,6 +124,13 @@ func (c *coordinator) otherLocked(s *coordinatorSession, from signalpb.Role) *si
 	return nil
 }
 
+func otherRole(r signalpb.Role) signalpb.Role {
+	if r == signalpb.Role_ROLE_MINER {
+		return signalpb.Role_ROLE_CLIENT
+	}
+	return signalpb.Role_ROLE_MINER
+}
+
 // news is a message that is sent when no lock is held.
 type news struct {
 	to  *signal.Peer
@@ -156,10 +163,10 @@ func (c *coordinator) proved(id identity.NodeID, addr netip.AddrPort, now time.T
 
 // provedLocked notes a proven address of one end of a session.
 func (c *coordinator) provedLocked(s *coordinatorSession, of signalpb.Role, addr netip.AddrPort, now time.Time) news {
-	if c.turn != nil {
+	to, self := c.otherLocked(s, of), c.otherLocked(s, otherRole(of))
+	if c.turn != nil && self != nil && len(c.relayable([]netip.AddrPort{addr}, self.Observed().Addr())) > 0 {
 		c.turn.AddKnown(s.id, of == signalpb.Role_ROLE_CLIENT, addr)
 	}
-	to := c.otherLocked(s, of)
 	if to == nil || s.matched.IsZero() || now.Sub(s.matched) > proofTrickle {
 		return news{}
 	}
@@ -279,12 +286,31 @@ func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o
 			forMiner = c.operatorRelay(s)
 		}
 	case c.turn != nil:
-		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: miner.proven, Expires: s.expires})
+		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: c.relayable(miner.proven, miner.observed.Addr()), Expires: s.expires})
 		if o.legs {
-			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: client.proven, Expires: s.expires})
+			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: c.relayable(client.proven, client.observed.Addr()), Expires: s.expires})
 		}
 	}
 	return forClient, forMiner
+}
+
+// relayable are the proven addresses to which the relay may carry what a node
+// says. One packet proves an address, and its source may be forged, even as an
+// address inside this machine's network or as its own. Those count only if the
+// node's connection, which takes packets in both directions, comes from there,
+// or from this machine.
+func (c *coordinator) relayable(proven []netip.AddrPort, connected netip.Addr) []netip.AddrPort {
+	own := c.ownAddrs()
+	here := connected.IsLoopback() || slices.Contains(own, connected)
+	out := make([]netip.AddrPort, 0, len(proven))
+	for _, a := range proven {
+		ip := a.Addr()
+		isOwn := ip.IsLoopback() || slices.Contains(own, ip)
+		if ip == connected || here && isOwn || isPublic(ip) && !isOwn {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // ownRelay lends one leg to whom it is for, at the ports that lead there.

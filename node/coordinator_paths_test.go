@@ -296,3 +296,20 @@ func TestOperatorRelays(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// One forged packet makes the relay carry nothing into the coordinator's own
+// network, or to its own services.
+func TestForgedSourcesAreNotRelayedTo(t *testing.T) {
+	c := &coordinator{addrs: []netip.Addr{netip.MustParseAddr("20.0.0.1"), netip.MustParseAddr("10.0.0.1")}, looked: time.Now()}
+	proven := addrs("30.0.0.1:1", "10.0.0.5:8125", "169.254.169.254:9999", "127.0.0.1:5353", "20.0.0.1:6081", "10.0.0.1:6081", "100.64.0.9:2", "[fd00:ec2::254]:5")
+	for connected, want := range map[string][]netip.AddrPort{
+		"30.0.0.1":  addrs("30.0.0.1:1"),
+		"10.0.0.5":  addrs("30.0.0.1:1", "10.0.0.5:8125"), // a miner in the coordinator's network
+		"20.0.0.1":  addrs("30.0.0.1:1", "127.0.0.1:5353", "20.0.0.1:6081", "10.0.0.1:6081"),
+		"127.0.0.1": addrs("30.0.0.1:1", "127.0.0.1:5353", "20.0.0.1:6081", "10.0.0.1:6081"),
+	} {
+		if got := c.relayable(proven, netip.MustParseAddr(connected)); !slices.Equal(got, want) {
+			t.Errorf("connected from %s: %v, want %v", connected, got, want)
+		}
+	}
+}
