@@ -241,7 +241,7 @@ lab() {
   must "$1/$2: the laboratory is up" "$NATLAB" up --a "$1" --b "$2" --rtt "$3" --bind-pid $$
   PREFIX=("$NATLAB" exec pub --)
   must "$1/$2: a coordinator starts" start_coordinator "$WORK/server" -config "$WORK/coordinator.toml"
-  LINK=$(sed -E 's#^mintai://[^/]*/#mintai://20.0.0.1:4433/#; s/[?].*//' <<<"$LINK")
+  LINK=$(cd "$WORK" && grep -oE 'mintai://20[.]0[.]0[.]1:[]a-z0-9:/.?=&[-]+' coordinator.out | head -n 1) # as printed
   awk -v join="$LINK" '{print} $1 == "[miner]" {printf "join = \"%s\"\n", join}' "$WORK/miner.toml" >"$WORK/box.toml"
   chmod 600 "$WORK/box.toml" # it holds a join secret
   PREFIX=("$NATLAB" exec b --)
