@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +19,7 @@ type minerLeg struct {
 	cancel context.CancelFunc
 
 	mu      sync.Mutex // guards what follows
-	relay   *ice.Relay // nil: not open yet, or closed
+	relay   relayLeg   // nil: not open yet, or closed
 	peers   []netip.AddrPort
 	permits sync.WaitGroup
 }
@@ -41,7 +42,7 @@ func (m *miner) openLeg(id identity.SessionID, lent *lentRelay, candidates []ice
 			}
 			return
 		}
-		leg.use(ctx, relay)
+		leg.use(relay)
 		defer leg.close(relay)
 		if len(lent.urls) > 0 { // not the coordinator's: it does not know
 			_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
@@ -61,36 +62,57 @@ func (m *miner) coordinatorAt() coordinatorAt { return whereIs(m.sig.Status(), m
 // legLimit is for opening a leg.
 const legLimit = 5 * time.Second
 
-// use makes an open relay known and lets in those who were named meanwhile.
-func (l *minerLeg) use(ctx context.Context, relay *ice.Relay) {
+// use makes an open relay known and lets in those who were named meanwhile. It
+// waits for nobody: the client's handshake may be there already.
+func (l *minerLeg) use(relay relayLeg) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.relay = relay
-	peers := l.peers
-	l.mu.Unlock()
-	for _, p := range peers {
-		_ = relay.Permit(ctx, p) // refused, it stays out
+	for _, p := range l.peers {
+		l.permitLocked(p)
 	}
 }
 
-// permit lets another address of the client in.
-func (l *minerLeg) permit(addr netip.AddrPort) {
+// learn takes in what came of the client after the offer: its own relay, and
+// from where it was seen meanwhile. Permissions are for IP addresses, so its
+// other candidates are none of these or among them.
+func (l *minerLeg) learn(candidates []ice.Candidate, proven []netip.AddrPort) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.relay == nil {
-		if len(l.peers) < ice.MaxRemote {
-			l.peers = append(l.peers, addr)
+	for _, c := range candidates {
+		if c.Kind.Relayed() {
+			l.admitLocked(c.Addr)
 		}
+	}
+	for _, addr := range proven {
+		l.admitLocked(addr)
+	}
+}
+
+// admitLocked lets another address of the client in, now or when the relay opens.
+func (l *minerLeg) admitLocked(addr netip.AddrPort) {
+	if len(l.peers) == maxLegPeers || slices.Contains(l.peers, addr) {
 		return
 	}
+	l.peers = append(l.peers, addr)
+	if l.relay != nil {
+		l.permitLocked(addr)
+	}
+}
+
+// maxLegPeers bounds the addresses of a client that come after the offer.
+const maxLegPeers = 16
+
+func (l *minerLeg) permitLocked(addr netip.AddrPort) {
 	relay := l.relay
 	l.permits.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), legLimit)
 		defer cancel()
-		_ = relay.Permit(ctx, addr)
+		_ = relay.Permit(ctx, addr) // refused, it stays out
 	})
 }
 
-func (l *minerLeg) close(relay *ice.Relay) {
+func (l *minerLeg) close(relay relayLeg) {
 	l.mu.Lock()
 	l.relay = nil
 	l.mu.Unlock()

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"mintai/api"
@@ -156,10 +157,11 @@ func (m *miner) admitLocked(s *minerSession, proven []netip.AddrPort, candidates
 func (m *miner) learnLocked(s *minerSession, msg *signalpb.Candidates) {
 	proven, candidates := readAddresses(msg.GetProven()), readCandidates(msg.GetCandidates())
 	at := m.coordinatorAt()
-	for _, c := range candidates {
-		if c.Kind.Relayed() && s.leg != nil {
-			s.leg.permit(c.Addr)
-		}
+	if m.cfg.Relay == RelayNever { // whatever the coordinator says
+		candidates = slices.DeleteFunc(candidates, func(c ice.Candidate) bool { return c.Kind.Relayed() })
+	}
+	if s.leg != nil {
+		s.leg.learn(candidates, proven)
 	}
 	if s.checks == nil {
 		return
