@@ -24,7 +24,7 @@ func (h *minerHandler) Connected(w *signalpb.Welcome) {
 	observed, _ := readAddress(w.GetObserved())
 	m.log.Info().Str("admitted_as", w.GetAdmittedAs()).Stringer("seen_at", observed).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
 	m.sendLease()
-	m.network.connected(readAddresses(w.GetStun()))
+	m.network.connected(m.coordinatorAt().probed(readAddresses(w.GetStun())))
 }
 
 // Disconnected is called when the connection is gone; signaling reconnects by itself.
@@ -116,14 +116,14 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	s := &minerSession{
 		id: id, client: client, model: api.Model(o.GetModel()), expires: expiry(o), since: time.Now(),
 	}
-	candidates, policy := readCandidates(o.GetCandidates()), readPolicy(o.GetProven(), o.GetNear())
+	at, candidates, policy := m.coordinatorAt(), readCandidates(o.GetCandidates()), readPolicy(o.GetProven(), o.GetNear())
 	if m.cfg.Relay != RelayAlways { // else whoever comes, comes through the client's relay
-		m.admitLocked(s, policy.Proven, candidates)
+		m.admitLocked(s, at.believes(policy.Proven), candidates)
 	} else {
 		candidates = nil
 	}
 	checks, err := m.socket.Open(ice.SessionConfig{
-		ID: id, Peer: client, Local: local, Remote: remote, Candidates: candidates, Policy: policy,
+		ID: id, Peer: client, Local: local, Remote: remote, Candidates: candidates, Policy: at.policy(policy),
 	})
 	if err != nil {
 		m.socket.Dismiss(id)
@@ -166,7 +166,7 @@ func (m *miner) learnLocked(s *minerSession, msg *signalpb.Candidates) {
 	if s.checks == nil {
 		return
 	}
-	s.checks.Prove(proven...)
+	s.checks.Prove(at.believes(proven)...)
 	for _, c := range candidates {
 		if c.Kind.Relayed() && at.mayRelayAt(c.Addr.Addr()) {
 			s.checks.AllowRelay(c.Addr.Addr())

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"mintai/ice"
 	"mintai/signal"
 	"mintai/wss"
 )
@@ -58,4 +59,54 @@ func whereIs(st signal.Status, m membership) coordinatorAt {
 func (at coordinatorAt) mayRelayAt(relay netip.Addr) bool {
 	relay = relay.Unmap()
 	return relay == at.ip || isPublic(relay)
+}
+
+// place is the coordinator's IP address as this node, and nobody else, knows it:
+// where its packets come from, else what its link says; zero for a name.
+func (at coordinatorAt) place() netip.Addr {
+	if at.ip.IsValid() {
+		return at.ip
+	}
+	ip, err := netip.ParseAddr(at.host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ip.Unmap()
+}
+
+// believes drops addresses of peers that the coordinator cannot have seen from
+// where it is: loopback and link-local ones are of one machine or link.
+func (at coordinatorAt) believes(proven []netip.AddrPort) []netip.AddrPort {
+	place := at.place()
+	out := make([]netip.AddrPort, 0, len(proven))
+	for _, a := range proven {
+		ip := a.Addr()
+		if ip.IsLoopback() && !place.IsLoopback() || ip.IsLinkLocalUnicast() && !place.IsLinkLocalUnicast() {
+			continue
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// policy is what a session's Policy is after believes.
+func (at coordinatorAt) policy(said *ice.Policy) *ice.Policy {
+	return &ice.Policy{Proven: at.believes(said.Proven), Near: said.Near, Relays: said.Relays}
+}
+
+// probed are the addresses at which the coordinator may answer probes, of those
+// that it names: nothing private when it is itself in the Internet, so that no
+// coordinator elsewhere makes this node send to the machines around it.
+func (at coordinatorAt) probed(servers []netip.AddrPort) []netip.AddrPort {
+	place := at.place()
+	out := make([]netip.AddrPort, 0, len(servers))
+	for _, a := range at.believes(servers) {
+		if _, err := (ice.Candidate{Addr: a}).Check(); err != nil || len(out) == maxProbed {
+			continue
+		}
+		if ip := a.Addr(); isPublic(ip) || ip == place || place.IsValid() && !isPublic(place) {
+			out = append(out, a)
+		}
+	}
+	return out
 }

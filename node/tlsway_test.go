@@ -1,0 +1,60 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"mintai/ice"
+)
+
+// A coordinator elsewhere cannot have seen a peer on this machine or link, and
+// does not answer probes in this network: whatever it says, nothing goes there.
+func TestWhatACoordinatorElsewhereMayName(t *testing.T) {
+	proven := addrs("30.0.0.1:1", "127.0.0.1:6379", "[::1]:6379", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53")
+	servers := append(addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "224.0.0.1:3478", "10.9.9.9:3478", "100.64.0.1:3478"), proven[1:]...)
+	everyProven := slices.Clone(proven)
+	for _, tt := range []struct {
+		at             coordinatorAt
+		proven, probed []netip.AddrPort
+	}{
+		{coordinatorAt{host: "coordinator.example", ip: netip.MustParseAddr("30.0.0.2")}, addrs("30.0.0.1:1", "192.168.1.1:53"), addrs("30.0.0.2:3478", "[2001:db8::2]:3478")},
+		{coordinatorAt{host: "coordinator.example", overTLS: true}, addrs("30.0.0.1:1", "192.168.1.1:53"), addrs("30.0.0.2:3478", "[2001:db8::2]:3478")},
+		{
+			coordinatorAt{host: "10.9.9.9", ip: netip.MustParseAddr("10.9.9.9")}, addrs("30.0.0.1:1", "192.168.1.1:53"),
+			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "192.168.1.1:53"),
+		},
+		{
+			coordinatorAt{host: "127.0.0.1", overTLS: true}, addrs("30.0.0.1:1", "127.0.0.1:6379", "[::1]:6379", "192.168.1.1:53"),
+			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "127.0.0.1:6379", "[::1]:6379", "192.168.1.1:53"),
+		},
+		{
+			coordinatorAt{ip: netip.MustParseAddr("169.254.1.1")}, addrs("30.0.0.1:1", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53"),
+			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53"),
+		},
+	} {
+		if got := tt.at.believes(proven); !slices.Equal(got, tt.proven) {
+			t.Errorf("%+v: proven %v, want %v", tt.at, got, tt.proven)
+		}
+		if got := tt.at.probed(servers); !slices.Equal(got, tt.probed) {
+			t.Errorf("%+v: probed %v, want %v", tt.at, got, tt.probed)
+		}
+		said := &ice.Policy{Proven: proven, Near: true}
+		for _, a := range proven {
+			want := slices.Contains(tt.proven, a)
+			if got := tt.at.policy(said).Allows(ice.Candidate{Kind: ice.Srflx, Addr: a}) == nil; got != want {
+				t.Errorf("%+v: %s allowed: %v", tt.at, a, got)
+			}
+		}
+		if !slices.Equal(proven, everyProven) {
+			t.Fatal("the grant was changed")
+		}
+	}
+	many := make([]netip.AddrPort, 0, 3*maxProbed)
+	for port := range uint16(3 * maxProbed) {
+		many = append(many, netip.AddrPortFrom(netip.MustParseAddr("30.0.0.1"), port+1))
+	}
+	if got := (coordinatorAt{}).probed(many); len(got) != maxProbed {
+		t.Errorf("%d addresses are probed, want %d", len(got), maxProbed)
+	}
+}
