@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -15,10 +14,6 @@ import (
 	"mintai/identity"
 	"mintai/quicstream"
 )
-
-// tlsRelayAfter is how long a relay over UDP may take before it is tried over
-// TLS as well.
-const tlsRelayAfter = 750 * time.Millisecond
 
 // connector finds a path to a granted miner and opens the tunnel over it.
 type connector struct {
@@ -256,101 +251,4 @@ func permitted(candidates []ice.Candidate, proven []netip.AddrPort) []netip.Addr
 		add(a)
 	}
 	return out
-}
-
-// relayOpener opens a leg of a client or of a miner.
-type relayOpener struct {
-	at      coordinatorAt
-	dialTLS func(context.Context, string) (net.Conn, error)
-	log     zerolog.Logger
-}
-
-// open tries the ways to the relay, each a little after the one before, and
-// keeps the first that works.
-func (o relayOpener) open(ctx context.Context, cfg ice.RelayConfig, lent *lentRelay) (*ice.Relay, error) {
-	cfg.Log = o.log
-	if len(cfg.Permit) > 0 {
-		cfg.Peer = cfg.Permit[0].Addr() // where the coordinator sees the other end
-	}
-	var tries []ice.RelayConfig
-	add := func(server string, dial func(context.Context) (net.Conn, error)) {
-		next := cfg
-		next.Server, next.Dial = server, dial
-		tries = append(tries, next)
-	}
-	overUDP := func() {
-		if lent.port != 0 {
-			add(net.JoinHostPort(o.at.host, fmt.Sprint(lent.port)), nil)
-		}
-		for _, url := range lent.urls {
-			add(url, nil)
-		}
-	}
-	overTLS := func() {
-		if lent.tlsPort == 0 || o.dialTLS == nil {
-			return
-		}
-		addr := net.JoinHostPort(o.at.host, fmt.Sprint(lent.tlsPort))
-		add(addr, func(ctx context.Context) (net.Conn, error) { return o.dialTLS(ctx, addr) })
-	}
-	if o.at.overTLS {
-		overTLS()
-		overUDP()
-	} else {
-		overUDP()
-		overTLS()
-	}
-	if len(tries) == 0 {
-		return nil, errors.New("the coordinator named no relay")
-	}
-	return firstRelay(ctx, tries)
-}
-
-// firstRelay starts the tries one after the other: the next when one fails or
-// takes long. All have ended when it returns.
-func firstRelay(ctx context.Context, tries []ice.RelayConfig) (*ice.Relay, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type outcome struct {
-		relay *ice.Relay
-		err   error
-	}
-	results := make(chan outcome, len(tries))
-	next := time.NewTimer(0)
-	defer next.Stop()
-	var winner *ice.Relay
-	var first error
-	for started, ended := 0, 0; ended < len(tries) && (winner == nil || ended < started); {
-		select {
-		case <-next.C:
-			if winner != nil || started == len(tries) {
-				continue
-			}
-			cfg := tries[started]
-			started++
-			go func() {
-				relay, err := ice.OpenRelay(ctx, cfg)
-				results <- outcome{relay, err}
-			}()
-			next.Reset(tlsRelayAfter)
-		case o := <-results:
-			ended++
-			switch {
-			case o.err == nil && winner == nil:
-				winner = o.relay
-				cancel()
-			case o.err == nil:
-				_ = o.relay.Close()
-			case first == nil:
-				first = o.err
-			}
-			if winner == nil {
-				next.Reset(0)
-			}
-		}
-	}
-	if winner == nil {
-		return nil, first
-	}
-	return winner, nil
 }
