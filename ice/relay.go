@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,7 +37,11 @@ const (
 type RelayConfig struct {
 	// Server is "host:port" or a URL of RFC 7065 such as
 	// "turn:relay.example:3478?transport=udp".
-	Server             string
+	Server string
+	// Within reports whether a server may be at an address; those for which it is
+	// false are left out. Who names a server names where packets go. Nil: every
+	// unicast address.
+	Within             func(netip.Addr) bool
 	Username, Password string
 	Realm              string // empty: the server tells
 	// Nonce, when Realm is given too, is one that the server accepts now: it
@@ -153,8 +158,19 @@ func (c RelayConfig) allocate(ctx context.Context) (allocation, Kind, error) {
 	if err != nil {
 		return allocation{}, RelayUDP, fmt.Errorf("%w: %w", ErrNoRelay, err)
 	}
+	if addrs = c.within(addrs); len(addrs) == 0 {
+		return allocation{}, RelayUDP, fmt.Errorf("%w: %s is at no address where a relay may be", ErrNoRelay, host)
+	}
 	a, err := allocateAny(ctx, c, addrs)
 	return a, RelayUDP, err
+}
+
+// within leaves out where no server may be.
+func (c RelayConfig) within(addrs []*net.UDPAddr) []*net.UDPAddr {
+	return slices.DeleteFunc(addrs, func(a *net.UDPAddr) bool {
+		_, err := Candidate{Addr: addrPort(a)}.Check()
+		return err != nil || c.Within != nil && !c.Within(addrPort(a).Addr())
+	})
 }
 
 // answer is the only reader of the transport's STUN.

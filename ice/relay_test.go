@@ -274,3 +274,23 @@ func TestParseRelayURL(t *testing.T) {
 		}
 	}
 }
+
+// Nothing is sent to a server at an address where none may be, whoever names it.
+func TestRelayServersThatMayNotBe(t *testing.T) {
+	victim, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = victim.Close() }()
+	cfg := RelayConfig{Local: NewCredentials(), Remote: NewCredentials(), Within: func(a netip.Addr) bool { return !a.IsLoopback() }}
+	for _, server := range []string{"turn:" + victim.LocalAddr().String(), "turn:224.0.0.251:5353", "turn:0.0.0.0:3478", "turn:255.255.255.255:9"} {
+		cfg.Server = server
+		if _, err := OpenRelay(testContext(t), cfg); !errors.Is(err, ErrNoRelay) {
+			t.Errorf("%s: %v", server, err)
+		}
+	}
+	_ = victim.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, _, err := victim.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes came", n)
+	}
+}

@@ -65,6 +65,7 @@ func (o relayOpener) tries(cfg ice.RelayConfig, lent *lentRelay) []ice.RelayConf
 	}
 	for _, url := range lent.urls {
 		add(url, nil)
+		tries[len(tries)-1].Within = o.at.mayBeAt
 	}
 	_, err := netip.ParseAddr(o.at.host)
 	byName := lent.port != 0 && (!byIP || err != nil)

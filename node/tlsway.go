@@ -74,17 +74,21 @@ func (at coordinatorAt) place() netip.Addr {
 	return ip.Unmap()
 }
 
-// believes drops addresses of peers that the coordinator cannot have seen from
-// where it is: loopback and link-local ones are of one machine or link.
-func (at coordinatorAt) believes(proven []netip.AddrPort) []netip.AddrPort {
+// mayBeAt reports whether something that the coordinator names can be meant: an
+// address of loopback or of a link only if the coordinator is there itself.
+func (at coordinatorAt) mayBeAt(ip netip.Addr) bool {
 	place := at.place()
+	return (!ip.IsLoopback() || place.IsLoopback()) && (!ip.IsLinkLocalUnicast() || place.IsLinkLocalUnicast())
+}
+
+// believes drops addresses of peers that the coordinator cannot have seen from
+// where it is.
+func (at coordinatorAt) believes(proven []netip.AddrPort) []netip.AddrPort {
 	out := make([]netip.AddrPort, 0, len(proven))
 	for _, a := range proven {
-		ip := a.Addr()
-		if ip.IsLoopback() && !place.IsLoopback() || ip.IsLinkLocalUnicast() && !place.IsLinkLocalUnicast() {
-			continue
+		if at.mayBeAt(a.Addr()) {
+			out = append(out, a)
 		}
-		out = append(out, a)
 	}
 	return out
 }

@@ -58,3 +58,16 @@ func TestWhatACoordinatorElsewhereMayName(t *testing.T) {
 		t.Errorf("%d addresses are probed, want %d", len(got), maxProbed)
 	}
 }
+
+func TestRelaysOfOperatorsAreElsewhere(t *testing.T) {
+	lent := &lentRelay{urls: []string{"turn:relay.example:3478"}}
+	for place, want := range map[string]bool{"30.0.0.2": false, "10.0.0.1": false, "127.0.0.1": true} {
+		tries := relayOpener{at: coordinatorAt{host: place, ip: netip.MustParseAddr(place)}}.tries(ice.RelayConfig{}, lent)
+		if len(tries) != 1 || tries[0].Within == nil || tries[0].Within(netip.MustParseAddr("127.0.0.1")) != want {
+			t.Errorf("a coordinator at %s names a relay on loopback: want %v", place, want)
+		}
+		if !tries[0].Within(netip.MustParseAddr("10.1.1.1")) || tries[0].Within(netip.MustParseAddr("169.254.169.254")) {
+			t.Errorf("a coordinator at %s: private or link-local relays", place)
+		}
+	}
+}
