@@ -376,7 +376,8 @@ var _ signal.Handler = (*clientHandler)(nil)
 // Connected is called when the coordinator has admitted this node.
 func (h *clientHandler) Connected(w *signalpb.Welcome) {
 	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
-	h.network.connected(whereIs(h.sig.Status(), h.membership).probed(readAddresses(w.GetStun())))
+	st := h.sig.Status()
+	h.network.connected(st, whereIs(st, h.membership).probed(readAddresses(w.GetStun())))
 }
 
 // Disconnected is called when the connection is gone; signaling reconnects by itself.

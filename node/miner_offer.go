@@ -24,7 +24,7 @@ func (h *minerHandler) Connected(w *signalpb.Welcome) {
 	observed, _ := readAddress(w.GetObserved())
 	m.log.Info().Str("admitted_as", w.GetAdmittedAs()).Stringer("seen_at", observed).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
 	m.sendLease()
-	m.network.connected(m.coordinatorAt().probed(readAddresses(w.GetStun())))
+	m.network.connected(m.sig.Status(), m.coordinatorAt().probed(readAddresses(w.GetStun())))
 }
 
 // Disconnected is called when the connection is gone; signaling reconnects by itself.
@@ -42,6 +42,8 @@ func (h *minerHandler) Message(env *signalpb.Envelope) {
 	switch msg := env.GetMessage().(type) {
 	case *signalpb.Envelope_Offer:
 		m.offered(msg.Offer)
+	case *signalpb.Envelope_LeaseAck: // which also says where this miner is seen
+		m.network.observed(m.sig.Status())
 	case *signalpb.Envelope_Candidates:
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"mintai/ice"
 	"mintai/identity"
 	"mintai/portmap"
+	"mintai/signal"
 	"mintai/signal/signalpb"
 )
 
@@ -40,6 +41,8 @@ type network struct {
 
 	mu      sync.Mutex       // guards what follows
 	look    *ice.Look        // nil: not begun
+	id      identity.NodeID  // of the coordinator; zero: unknown, and nothing can be proven
+	seenAt  netip.Addr       // from where the coordinator saw this node over UDP last; zero: not yet
 	servers []netip.AddrPort // where probes are answered, as the coordinator says
 	report  *ice.Report      // nil: not measured yet
 	said    []netip.AddrPort // forwarded ports that the coordinator was told of
@@ -50,7 +53,7 @@ type network struct {
 type networkConfig struct {
 	key         *identity.Key
 	socket      *ice.Socket
-	coordinator identity.NodeID // zero: unknown, and nothing can be proven
+	coordinator identity.NodeID // zero: not known before the first connection
 	addrs       []string        // of its signaling, host:port
 	stunPort    uint16          // 0: none
 	relay       RelayMode
@@ -62,7 +65,7 @@ type networkConfig struct {
 func newNetwork(cfg networkConfig) *network {
 	return &network{
 		networkConfig: cfg, changed: make(chan struct{}, 1), measureNow: make(chan struct{}, 1), hosts: cfg.socket.HostCandidates,
-		mapNews: make(chan struct{}),
+		mapNews: make(chan struct{}), id: cfg.coordinator,
 	}
 }
 
@@ -220,12 +223,42 @@ func (n *network) resolve(ctx context.Context) []netip.AddrPort {
 // maxProbed bounds the addresses of a coordinator that are probed.
 const maxProbed = 8
 
-// connected takes in where probes are answered; a measurement follows.
-func (n *network) connected(servers []netip.AddrPort) {
+// connected takes in what a new connection to the coordinator tells, and where
+// probes are answered; a measurement follows.
+func (n *network) connected(st signal.Status, servers []netip.AddrPort) {
 	n.mu.Lock()
-	n.servers = servers
+	n.id, n.servers = st.Coordinator, servers
+	n.movedLocked(st)
 	n.mu.Unlock()
 	wake(n.measureNow)
+}
+
+// observed takes in from where the coordinator sees this node now. When that is
+// another network, or another address of it, what was measured is of the past.
+func (n *network) observed(st signal.Status) {
+	n.mu.Lock()
+	moved := n.movedLocked(st)
+	n.mu.Unlock()
+	if moved {
+		wake(n.measureNow)
+	}
+}
+
+func (n *network) movedLocked(st signal.Status) bool {
+	at := st.Observed.Addr().Unmap()
+	if st.OverTLS || !at.IsValid() || at == n.seenAt {
+		return false
+	}
+	moved := n.seenAt.IsValid()
+	n.seenAt = at
+	if moved {
+		n.report = nil
+		if n.look != nil {
+			n.look.Close()
+			n.look = nil
+		}
+	}
+	return moved
 }
 
 func wake(ch chan struct{}) {
@@ -283,28 +316,54 @@ func (n *network) prove() {
 			to = append(to, n.servers[at])
 		}
 	}
+	id := n.id
 	n.mu.Unlock()
-	n.socket.Prove(n.key, n.coordinator, to)
+	n.socket.Prove(n.key, id, to)
 }
 
 // measure finds out how the NAT behaves, and says so when that is news.
 func (n *network) measure(ctx context.Context) {
 	n.mu.Lock()
-	servers := n.servers
+	servers, id, at := n.servers, n.id, n.seenAt
 	n.mu.Unlock()
 	if len(servers) == 0 || n.overTLS() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, measureLimit)
 	defer cancel()
-	report, err := n.socket.Probe(ctx, ice.ProbeConfig{Key: n.key, Coordinator: n.coordinator, Servers: servers, Filtering: true})
+	report, err := n.socket.Probe(ctx, ice.ProbeConfig{Key: n.key, Coordinator: id, Servers: servers, Filtering: true})
 	if err != nil {
 		n.log.Debug().Err(err).Msg("the network could not be measured")
 		return
 	}
 	n.mu.Lock()
-	n.report = &report
+	stale := n.seenAt != at // another measurement follows
+	if !stale {
+		if n.report != nil {
+			refine(report.V4, n.report.V4)
+			refine(report.V6, n.report.V6)
+		}
+		n.report = &report
+	}
 	n.mu.Unlock()
+	if stale {
+		return
+	}
 	n.log.Debug().Interface("ipv4", report.V4).Interface("ipv6", report.V6).Msg("network measured")
 	wake(n.changed)
+}
+
+// refine completes a measurement by an earlier one of the same address. What was
+// sent to the probe server the first time may have opened the NAT for it, so that
+// a second measurement often cannot tell how it filters.
+func refine(newer, older *ice.Family) {
+	if newer == nil || older == nil || newer.Observed.Addr() != older.Observed.Addr() {
+		return
+	}
+	if newer.Filtering == ice.Unknown {
+		newer.Filtering = older.Filtering
+	}
+	if newer.Mapping == ice.Unknown {
+		newer.Mapping, newer.Doubtful = older.Mapping, older.Doubtful
+	}
 }

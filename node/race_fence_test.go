@@ -136,7 +136,7 @@ func TestWhatMayBeDialedBlindly(t *testing.T) {
 		{"192.168.1.1:53", ice.Host, false, false},
 		{"192.168.1.1:53", ice.Host, true, true},
 		{"127.0.0.1:53", ice.Host, true, false},
-		{"127.0.0.1:7000", ice.Host, false, true}, // the very address at which the coordinator sees it
+		{"127.0.0.1:7000", ice.Host, false, false}, // proven, says a coordinator elsewhere
 		{"224.0.0.1:4433", ice.Srflx, true, false},
 		{"20.0.0.8:4433", ice.RelayTLS, false, true}, // relays are anywhere in public
 		{"10.0.0.1:4433", ice.RelayTLS, false, true}, // or at the coordinator
