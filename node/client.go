@@ -376,6 +376,7 @@ var _ signal.Handler = (*clientHandler)(nil)
 // Connected is called when the coordinator has admitted this node.
 func (h *clientHandler) Connected(w *signalpb.Welcome) {
 	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
+	(*client)(h).reattach()
 	st := h.sig.Status()
 	h.network.connected(st, whereIs(st, h.membership).probed(readAddresses(w.GetStun())))
 }

@@ -161,6 +161,20 @@ func (c *client) report(s *session, state signalpb.TunnelState, l *link) {
 	_ = c.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_TunnelStatus{TunnelStatus: status}})
 }
 
+// reattach speaks of the tunnels that are up, or being opened, on a new connection
+// to the coordinator. What that tells of a session, such as the address of the
+// miner's relay, it sends to the connection that spoke of the session last.
+func (c *client) reattach() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.dialing {
+		c.report(p.owner, signalpb.TunnelState_TUNNEL_CONNECTING, nil)
+	}
+	for _, l := range c.links {
+		c.report(l.owner, signalpb.TunnelState_TUNNEL_UP, l)
+	}
+}
+
 func fillStatus(m *signalpb.TunnelStatus, p Path, st quicstream.Stats) {
 	m.PathKind, m.PathReason, m.RttUs = p.Kind, p.Reason, st.RTT.Microseconds()
 	m.Reason = signalpb.PathReason(p.reason)

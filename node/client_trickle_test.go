@@ -7,6 +7,7 @@ import (
 
 	"mintai/ice"
 	"mintai/identity"
+	"mintai/signal"
 	"mintai/signal/signalpb"
 )
 
@@ -62,4 +63,34 @@ func TestSessionsOfRelaysAreRenewed(t *testing.T) {
 			t.Errorf("%v: too early", kind)
 		}
 	}
+}
+
+// A client that connects to its coordinator anew, as it does when UDP comes back,
+// hears there at once what concerns its sessions.
+func TestSessionsFollowTheConnection(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	m := l.miner("gpu-box", newAI(t, "m", whole))
+	cl := l.client()
+	if got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait(); got.exit != ExitOK {
+		t.Fatalf("%+v", got)
+	}
+	s := cl.session(t, m)
+	spokenOn := func() *signal.Peer {
+		l.co.mu.Lock()
+		defer l.co.mu.Unlock()
+		if known := l.co.sessions[s.id]; known != nil {
+			return known.client
+		}
+		return nil
+	}
+	before := spokenOn()
+	if before == nil {
+		t.Fatal("the coordinator does not know the session")
+	}
+	before.Close(signal.CloseReplaced, "for a test")
+	waitUntil(t, "the session is spoken of on another connection", func() bool {
+		p := spokenOn()
+		return p != nil && p != before
+	})
 }
