@@ -88,7 +88,7 @@ func TestSessionsFollowTheConnection(t *testing.T) {
 	if before == nil {
 		t.Fatal("the coordinator does not know the session")
 	}
-	before.Close(signal.CloseReplaced, "for a test")
+	before.Close(signal.CloseLostRace, "for a test")
 	waitUntil(t, "the session is spoken of on another connection", func() bool {
 		p := spokenOn()
 		return p != nil && p != before
