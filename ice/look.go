@@ -32,6 +32,7 @@ type looked struct {
 
 	answered probeAnswer
 	at       time.Time // of the answer; zero: none yet
+	refused  bool      // the server does not do what was asked
 }
 
 // Look sends one signed probe to each server, and to the first of each family
@@ -76,7 +77,7 @@ func (l *Look) Report() Report {
 	for _, x := range l.asked {
 		select {
 		case a := <-x.answers:
-			if !a.refused {
+			if x.refused = a.refused; !a.refused {
 				x.answered, x.at = a, a.at
 			}
 		default:
@@ -124,7 +125,7 @@ func (l *Look) familyLocked(v6 bool, now time.Time) *Family {
 	switch {
 	case changed != nil && !changed.at.IsZero() && changed.answered.from.Port() != changed.to.Port():
 		f.Filtering = AddressDependent // or none: as easy for a peer
-	case settled:
+	case settled && !changed.refused: // a clock that is off by minutes, or a server with one port
 		f.Filtering = AddressAndPortDependent
 	}
 	return f

@@ -13,7 +13,7 @@ func TestLookReport(t *testing.T) {
 	first, second := netip.MustParseAddrPort("20.0.0.1:3478"), netip.MustParseAddrPort("20.0.0.2:3478")
 	elsewhere := netip.MustParseAddrPort("20.0.0.1:3479")
 	a, b := netip.MustParseAddrPort("30.0.0.1:1000"), netip.MustParseAddrPort("30.0.0.1:1001")
-	const long, short = time.Second, lookSettle / 2
+	const long, short, refused = time.Second, lookSettle / 2, -1
 	type came struct {
 		to     netip.AddrPort
 		change Change
@@ -38,6 +38,8 @@ func TestLookReport(t *testing.T) {
 		{"a symmetric NAT", []came{{first, 0, a, first, long}, silence, {second, 0, b, second, long}},
 			&Family{Mapping: AddressDependent, Doubtful: true, Filtering: AddressAndPortDependent, Observed: a}},
 		{"one address", []came{{first, 0, a, first, long}, silence}, &Family{Filtering: AddressAndPortDependent, Observed: a}},
+		{"a server that refuses", []came{{first, 0, a, first, long}, {to: first, change: ChangePort, ago: refused}, {second, 0, a, second, long}},
+			&Family{Mapping: EndpointIndependent, Observed: a}},
 		{"the first is dead", []came{{to: first}, silence, {second, 0, a, second, long}}, &Family{Observed: a}},
 		{"no NAT", []came{{first, 0, loopback(socket).Addr, first, long}, other, {second, 0, loopback(socket).Addr, second, long}},
 			&Family{Mapping: EndpointIndependent, Filtering: AddressDependent, NoNAT: true, Observed: loopback(socket).Addr}},
@@ -48,6 +50,9 @@ func TestLookReport(t *testing.T) {
 			q := &looked{id: transactionID{byte(i)}, to: x.to, change: x.change, answers: make(chan probeAnswer, 1)}
 			if x.mapped.IsValid() {
 				q.answers <- probeAnswer{from: x.from, mapped: x.mapped, at: now.Add(-x.ago)}
+			}
+			if x.ago == refused {
+				q.answers <- probeAnswer{from: x.to, refused: true}
 			}
 			l.asked = append(l.asked, q)
 		}
