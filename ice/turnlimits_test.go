@@ -284,6 +284,23 @@ func TestTURNLimitsStreams(t *testing.T) {
 		}
 		_ = second.Close()
 	}
+	// When it has signed nothing for a while, it makes room.
+	l.server.makeRoom(time.Now().Add(2 * streamLeast))
+	eventually(t, "there is room", func() bool {
+		l.server.mu.Lock()
+		defer l.server.mu.Unlock()
+		return len(l.server.streams) == 0
+	})
+	third, err := l.stream(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = third.Close() }()
+	_ = first.SetReadDeadline(time.Now().Add(testTimeout))
+	if _, err := first.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("a silent connection keeps its place: %v", err)
+	}
+	first = third
 	// What is no TURN ends the connection.
 	if _, err := first.Write(bytes.Repeat([]byte{0xff}, stunHeader)); err != nil {
 		t.Fatal(err)

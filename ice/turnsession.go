@@ -247,7 +247,9 @@ func (t *TURNServer) onAuth(src, dst net.Addr, _, username, _, _ string, verdict
 	t.mu.Unlock()
 	if s := t.stream(src); s != nil {
 		s.user = username
-		s.signed.Store(true)
+		if !s.signed.Swap(true) {
+			s.admitted()
+		}
 		return
 	}
 	for _, l := range t.listeners {

@@ -13,6 +13,9 @@ const (
 	defaultMaxStreams = 1024
 	// streamAuth is how long a connection may take to its first signed request.
 	streamAuth = 10 * time.Second
+	// streamLeast of that it has in any case; then, when all places are taken, it
+	// makes room for a newcomer.
+	streamLeast = 3 * time.Second
 	// acceptPause is waited after an Accept that failed for a passing reason.
 	acceptPause = 50 * time.Millisecond
 )
@@ -98,6 +101,7 @@ func (t *TURNServer) newStream(conn net.Conn) *turnStream {
 		Conn: conn, server: t, remote: net.TCPAddrFromAddrPort(addr.AddrPort()),
 		out: newPacketStream(conn), opened: time.Now(),
 	}
+	t.makeRoom(s.opened)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed || len(t.streams) >= t.cfg.MaxStreams {
@@ -108,6 +112,31 @@ func (t *TURNServer) newStream(conn net.Conn) *turnStream {
 	t.readers.Add(1)
 	t.readers.Go(s.out.run)
 	return s
+}
+
+// makeRoom closes the oldest connection that has signed nothing yet, if all
+// places are taken.
+func (t *TURNServer) makeRoom(now time.Time) {
+	var oldest *turnStream
+	t.mu.Lock()
+	if len(t.streams) >= t.cfg.MaxStreams {
+		for _, s := range t.streams {
+			if !s.signed.Load() && now.Sub(s.opened) > streamLeast && (oldest == nil || s.opened.Before(oldest.opened)) {
+				oldest = s
+			}
+		}
+	}
+	t.mu.Unlock()
+	if oldest != nil {
+		_ = oldest.Close()
+	}
+}
+
+// admitted tells who accepted the connection that it is a session's.
+func (s *turnStream) admitted() {
+	if c, ok := s.Conn.(interface{ Admit(yes bool) }); ok {
+		c.Admit(true)
+	}
 }
 
 // Read returns what the client sent. A client that does not sign a request in

@@ -252,6 +252,7 @@ func (c *coordinator) Joined(p *signal.Peer) {
 		Str("admitted_as", p.AdmittedAs()).Stringer("addr", p.Observed()).Msg("joined")
 	c.cfg.Metrics.joined(p.Role())
 	c.view.Joined(p.Node())
+	keepPlace(p, true)
 	c.home.joined(p)
 	c.heard(p, time.Now())
 }
@@ -261,6 +262,7 @@ func (c *coordinator) Left(p *signal.Peer, err error) {
 	c.log.Info().Str("peer", p.Node().Short()).Str("role", roleName(p.Role())).AnErr("cause", err).Msg("left")
 	c.cfg.Metrics.left(p.Role())
 	c.view.Left(p.Node())
+	keepPlace(p, false)
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -114,3 +114,11 @@ func (c *coordinator) link(addrs []string, secret identity.Secret) identity.Link
 		Addrs: addrs[:min(len(addrs), most)], ID: c.cfg.Key.ID(), Secret: secret, TLSPort: c.tlsPort(), STUNPort: c.stunPort(),
 	}
 }
+
+// keepPlace says whether the connection over TLS that a peer came by is one that
+// makes room for others when all are taken.
+func keepPlace(p *signal.Peer, yes bool) {
+	if a, ok := p.RemoteAddr().(*wss.Addr); ok {
+		a.Admit(yes)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -87,6 +88,10 @@ func (p *Peer) Observed() netip.AddrPort { return addrPortOf(p.conn.RemoteAddr()
 // OverTLS reports whether the peer's packets come by way of
 // ServerConfig.Streams: its network lets no UDP through, or not yet.
 func (p *Peer) OverTLS() bool { return overTLS(p.conn.RemoteAddr()) }
+
+// RemoteAddr is the address by which ServerConfig.Conn or one of Streams knows
+// the peer's connection.
+func (p *Peer) RemoteAddr() net.Addr { return p.conn.RemoteAddr() }
 
 // Early reports whether the handshake is still running, so that what the peer
 // has said came in 0-RTT and might be a replay. See ServerHandler.Message.

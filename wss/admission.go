@@ -9,6 +9,7 @@ import (
 
 var (
 	errFull   = errors.New("all connections are taken")
+	errTable  = errors.New("too many networks connect")
 	errPrefix = errors.New("too many connections from one network")
 	errRate   = errors.New("too many new connections from one network")
 )
@@ -51,14 +52,11 @@ func network(a netip.Addr) netip.Prefix {
 func (l *admission) enter(a netip.Addr, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open >= l.max {
-		return errFull
-	}
 	n := network(a)
 	s := l.sources[n]
 	if s == nil {
 		if len(l.sources) >= maxSources && !l.forgetLocked(now) {
-			return errFull
+			return errTable
 		}
 		if l.sources == nil {
 			l.sources = make(map[netip.Prefix]*source)
@@ -72,6 +70,8 @@ func (l *admission) enter(a netip.Addr, now time.Time) error {
 		return errPrefix
 	case s.saved < 1:
 		return errRate
+	case l.open >= l.max:
+		return errFull
 	}
 	s.saved--
 	s.open++

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -28,6 +29,9 @@ const (
 	// not answer who only keeps a place.
 	datagramIdle = time.Minute
 	sweepEvery   = 5 * time.Second
+	// admitTime is how long a connection has, when all places are taken, to come
+	// from somebody whom the coordinator knows, before it makes room.
+	admitTime = 3 * time.Second
 )
 
 var (
@@ -280,18 +284,42 @@ func (s *Server) accept(ctx context.Context) {
 			}
 		}
 		from := addrPort(raw.RemoteAddr()).Addr()
-		if err := s.limits.enter(from, time.Now()); err != nil {
+		if err := s.enter(from, time.Now()); err != nil {
 			_ = raw.Close()
 			s.cfg.Log.Debug().Err(err).Stringer("remote", raw.RemoteAddr()).Msg("connection over TCP refused")
 			continue
 		}
-		c := &serverConn{Conn: raw, server: s, from: from}
+		c := &serverConn{Conn: raw, server: s, from: from, since: time.Now()}
 		if !s.begin(c) {
 			_ = c.Close()
 			return
 		}
 		go s.handshake(ctx, c)
 	}
+}
+
+// enter counts a connection. When all places are taken, the oldest of those
+// that nobody has vouched for makes room: strangers who only keep their places
+// keep nobody else out.
+func (s *Server) enter(from netip.Addr, now time.Time) error {
+	err := s.limits.enter(from, now)
+	if !errors.Is(err, errFull) {
+		return err
+	}
+	var oldest *serverConn
+	s.mu.Lock()
+	for c := range s.conns {
+		if c.admitted.Load() <= 0 && now.Sub(c.since) > admitTime && (oldest == nil || c.since.Before(oldest.since)) {
+			oldest = c
+		}
+	}
+	s.mu.Unlock()
+	if oldest == nil {
+		return err
+	}
+	s.cfg.Log.Debug().Stringer("remote", oldest.RemoteAddr()).Msg("connection over TCP makes room")
+	_ = oldest.Close()
+	return s.limits.enter(from, now)
 }
 
 // handshake does TLS and hands the connection to the part that was asked for.
@@ -307,7 +335,7 @@ func (s *Server) handshake(ctx context.Context, c *serverConn) {
 	taken := false
 	switch protocol := secure.ConnectionState().NegotiatedProtocol; protocol {
 	case protocolTURN:
-		taken = s.turn.push(&turnConn{Conn: secure})
+		taken = s.turn.push(&turnConn{Conn: secure, conn: c})
 	case protocolHTTP, "":
 		taken = s.web.push(secure)
 	default: // acme-tls/1: the handshake was all (RFC 8737 §3)
@@ -347,7 +375,18 @@ type serverConn struct {
 	net.Conn
 	server *Server
 	from   netip.Addr
+	since  time.Time
 	once   sync.Once
+	// admitted counts what the coordinator knows the connection for.
+	admitted atomic.Int32
+}
+
+func (c *serverConn) admit(yes bool) {
+	if yes {
+		c.admitted.Add(1)
+	} else {
+		c.admitted.Add(-1)
+	}
 }
 
 func (c *serverConn) Close() error {

@@ -328,7 +328,7 @@ func TestAdmission(t *testing.T) {
 		}
 		l.leave(a)
 	}
-	try("192.0.2.1", errFull)
+	try("192.0.2.1", errTable)
 	now = now.Add(time.Minute)
 	try("192.0.2.1", nil)
 	if len(l.sources) != 1 {

@@ -64,7 +64,16 @@ func (h *handover) Addr() net.Addr { return h.addr }
 // nothing, so that it neither keeps a place nor holds the relay up.
 type turnConn struct {
 	net.Conn
+	conn  *serverConn
 	heard bool // only the reader touches it
+}
+
+// Admit says that the client is known, so that the connection keeps its place
+// when all are taken; or, with false, that it no longer is.
+func (c *turnConn) Admit(yes bool) {
+	if c.conn != nil {
+		c.conn.admit(yes)
+	}
 }
 
 func (c *turnConn) Read(b []byte) (int, error) {
