@@ -6,7 +6,6 @@ require (
 	github.com/BurntSushi/toml v1.6.0
 	github.com/coder/websocket v1.8.15
 	github.com/huin/goupnp v1.3.1
-	github.com/jackpal/go-nat-pmp v1.1.0
 	github.com/libp2p/go-netroute v0.4.0
 	github.com/pion/ice/v2 v2.3.38
 	github.com/pion/logging v0.2.4

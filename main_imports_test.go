@@ -68,7 +68,6 @@ var fences = map[string][]string{
 	"golang.org/x/crypto/acme":        {"wss"},
 	"golang.org/x/net/http/httpproxy": {"wss"},
 	"github.com/huin/":                {"portmap"},
-	"github.com/jackpal/":             {"portmap"},
 	"github.com/libp2p/":              {"portmap"},
 }
 

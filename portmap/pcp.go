@@ -6,16 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 	"time"
 )
 
 // The wire format of RFC 6887, as far as a client that maps ports needs it.
 const (
 	pcpVersion    = 2
-	pcpPort       = 5351
 	pcpHeader     = 24   // §7.1, §7.2
 	pcpMapLen     = 60   // §11.1: header and MAP
 	pcpMaxLen     = 1100 // §7: "The maximum PCP message length is 1100 octets"
@@ -178,7 +175,7 @@ func (s pcpServer) protocol() Protocol { return PCP }
 // nothing. An error code is an answer too: whoever sends it speaks PCP.
 func (s pcpServer) find(ctx context.Context, l link) (answer, error) {
 	s.link = l
-	r, err := s.exchange(ctx, pcpRequest{opcode: pcpAnnounce, client: l.local})
+	r, err := s.exchange(ctx, pcpRequest{opcode: pcpAnnounce, client: l.local}, pcpTimes)
 	if err != nil {
 		return answer{}, err
 	}
@@ -199,7 +196,7 @@ func (s pcpServer) request(a ask) pcpRequest {
 func (s pcpServer) add(ctx context.Context, a ask) (Mapping, error) {
 	q := s.request(a)
 	q.suggested, q.lifetime = a.external, uint32(a.lifetime/time.Second)
-	r, err := s.exchange(ctx, q)
+	r, err := s.exchange(ctx, q, pcpTimes)
 	switch {
 	case err != nil:
 		return Mapping{}, err
@@ -216,7 +213,7 @@ func (s pcpServer) add(ctx context.Context, a ask) (Mapping, error) {
 // remove deletes the mapping: "A lifetime of 0 … delete" (§15.1), with suggested
 // address and port zero. The server compares the nonce.
 func (s pcpServer) remove(ctx context.Context, a ask) error {
-	r, err := s.exchange(ctx, s.request(a))
+	r, err := s.exchange(ctx, s.request(a), removeTimes)
 	if err == nil && r.result != pcpSuccess {
 		err = fmt.Errorf("%w: %v", ErrRefused, r.result)
 	}
@@ -226,63 +223,21 @@ func (s pcpServer) remove(ctx context.Context, a ask) error {
 // pcpTimes are the waits before each repetition. RFC 6887 §8.1.1 begins with 3 s,
 // which is meant for servers far away too; ours is one hop away, and NAT-PMP,
 // the same server as a rule, begins with 250 ms (RFC 6886 §3.1).
-var pcpTimes = [...]time.Duration{100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second}
+var pcpTimes = []time.Duration{100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second}
 
 // exchange sends a request until an answer to it comes from the gateway.
-func (s pcpServer) exchange(ctx context.Context, q pcpRequest) (pcpResponse, error) {
-	port := s.port
-	if port == 0 {
-		port = pcpPort
-	}
-	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.link.local, 0)),
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.link.gateway, port)))
-	if err != nil {
-		return pcpResponse{}, fmt.Errorf("%w: %v", ErrSilent, err)
-	}
-	defer conn.Close()
-	// A connected socket: the kernel drops what others than the gateway send.
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	request := q.append(make([]byte, 0, pcpMapLen))
-	buf := make([]byte, pcpMaxLen+1)
-	for _, wait := range pcpTimes {
-		if _, err := conn.Write(request); err != nil {
-			return pcpResponse{}, silent(ctx, err)
+func (s pcpServer) exchange(ctx context.Context, q pcpRequest, waits []time.Duration) (pcpResponse, error) {
+	var got pcpResponse
+	err := converse(ctx, s.link, s.port, q.append(make([]byte, 0, pcpMapLen)), waits, func(b []byte) (bool, error) {
+		r, err := parsePCP(b)
+		switch {
+		case errors.Is(err, errOldVersion):
+			return true, fmt.Errorf("%w: %v", ErrRefused, errOldVersion)
+		case err != nil || !r.answers(q):
+			return false, nil
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(wait))
-		if ctx.Err() != nil { // it may have ended just before the deadline was set
-			return pcpResponse{}, ctx.Err()
-		}
-		for {
-			n, err := conn.Read(buf)
-			if err != nil {
-				if t := net.Error(nil); errors.As(err, &t) && t.Timeout() && ctx.Err() == nil {
-					break // once more
-				}
-				return pcpResponse{}, silent(ctx, err)
-			}
-			r, err := parsePCP(buf[:n])
-			switch {
-			case errors.Is(err, errOldVersion):
-				return pcpResponse{}, fmt.Errorf("%w: %v", ErrRefused, errOldVersion)
-			case err == nil && r.answers(q):
-				return r, nil
-			}
-		}
-	}
-	return pcpResponse{}, ErrSilent
-}
-
-// silent makes one error of the ways in which nothing comes.
-func silent(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	// The system's word alone, without addresses: "connection refused" is a router
-	// where nothing listens.
-	if e := (*os.SyscallError)(nil); errors.As(err, &e) {
-		err = e.Err
-	}
-	return fmt.Errorf("%w: %v", ErrSilent, err)
+		got = r
+		return true, nil
+	})
+	return got, err
 }

@@ -58,7 +58,7 @@ func (n network) orReal() network {
 	if n.finders == nil {
 		n.finders = map[Protocol]finder{
 			PCP:    pcpServer{}.find,
-			NATPMP: findNATPMP,
+			NATPMP: natpmpServer{}.find,
 			UPnP:   ssdpSearch{}.find,
 		}
 	}

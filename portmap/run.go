@@ -14,18 +14,19 @@ const (
 	lookFor    = 4 * time.Second // all protocols together
 	addFor     = 5 * time.Second // one mapping: UPnP may take several requests
 
-	// Two limits that make a second together: what a question that is under way
-	// when ctx ends takes to notice (natpmpTimes), and the deletions after it.
-	removeFor     = 900 * time.Millisecond
-	removeForBusy = 500 * time.Millisecond
+	// removeFor is how long the end of a process waits for a router to answer
+	// that a mapping is deleted: UPnP takes two requests over TCP. PCP and NAT-PMP
+	// give up earlier, see removeTimes.
+	removeFor = 300 * time.Millisecond
 
 	// maxFails is how many renewals in a row may fail before the mapping counts as
 	// lost and all protocols are tried again.
 	maxFails = 3
 )
 
-// Run keeps the ports mapped until ctx ends, then deletes the mappings, which
-// takes at most a second, and returns ctx's error. Nothing that goes wrong with
+// Run keeps the ports mapped until ctx ends and returns ctx's error, at once if
+// nothing was mapped. Else it deletes the mappings before, which takes one round
+// trip to the router as a rule, and 300 ms at most. Nothing that goes wrong with
 // routers ends it. It runs once.
 func (m *Mapper) Run(ctx context.Context) error {
 	net := m.cfg.net.orReal()
@@ -92,13 +93,13 @@ func (s *session) run(ctx context.Context) {
 		s.renew(ctx)
 		s.publish()
 		if ctx.Err() != nil { // while a question was under way
-			s.forget(ctx, removeForBusy)
+			s.forget(ctx)
 			return
 		}
 		hinted := s.m.pause(ctx, min(max(time.Until(s.next()), 0), pollEvery))
 		l, err := s.net.route(s.m.cfg.Toward)
 		if ctx.Err() != nil || err != nil || l != s.link {
-			s.forget(ctx, removeFor)
+			s.forget(ctx)
 			return
 		}
 		if hinted {
@@ -198,8 +199,8 @@ func (s *session) renew(ctx context.Context) {
 }
 
 // forget deletes what the router has of ours, all at once.
-func (s *session) forget(ctx context.Context, patience time.Duration) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+func (s *session) forget(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeFor)
 	defer cancel()
 	s.m.publish(nil)
 	var jobs group
