@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"mintai/ice"
 	"mintai/identity"
@@ -24,6 +25,11 @@ const (
 	proveEvery = 20 * time.Second
 	// measureEvery is how often a long-lived node measures its NAT anew.
 	measureEvery = 10 * time.Minute
+	// measurePause is between two measurements that the coordinator causes, by
+	// seeing this node elsewhere or by connections that do not last, after the
+	// first measureBurst.
+	measurePause = 30 * time.Second
+	measureBurst = 4
 	// measureLimit is for one measurement.
 	measureLimit = 4 * time.Second
 	// resolveLimit is for looking up the coordinator's names.
@@ -274,6 +280,8 @@ func (n *network) Run(ctx context.Context) error {
 	defer prove.Stop()
 	again := time.NewTicker(measureEvery)
 	defer again.Stop()
+	pace := rate.NewLimiter(rate.Every(measurePause), measureBurst)
+	var later <-chan time.Time
 	var news <-chan struct{}
 	if n.mapper != nil {
 		news = n.mapper.Changed()
@@ -287,6 +295,13 @@ func (n *network) Run(ctx context.Context) error {
 		case <-again.C:
 			n.measure(ctx)
 		case <-n.measureNow:
+			if !pace.Allow() {
+				later = time.After(measurePause)
+				continue
+			}
+			n.measure(ctx)
+		case <-later:
+			later = nil
 			n.measure(ctx)
 		case <-news:
 			n.mu.Lock()
