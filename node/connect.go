@@ -109,6 +109,9 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 		var path *PathError
 		if errors.As(err, &path) {
 			path.Session, path.Miner = s.id, s.minerName
+			if s.unproven() {
+				path.Reason += "; the coordinator is older than this program: it does not say where it has seen " + s.minerName
+			}
 		}
 		return nil, err
 	}

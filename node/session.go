@@ -131,6 +131,13 @@ func readExpectation(e signalpb.Expectation) ice.Expectation {
 	}
 }
 
+// unproven reports whether the grant names candidates and none of the addresses
+// that they must be among, as coordinators did before there were proofs. Nothing
+// is sent to those, so that such a coordinator must be replaced first.
+func (s *session) unproven() bool {
+	return len(s.candidates) > 0 && len(s.policy.Proven) == 0 && !s.policy.Near
+}
+
 // expired reports whether the miner refuses new requests of the session.
 func (s *session) expired(now time.Time) bool { return !now.Before(s.expires) }
 
