@@ -7,8 +7,10 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"mintai/ice"
+	"mintai/identity"
 )
 
 // slowLeg is a relay whose server never answers a request for a permission.
@@ -64,4 +66,35 @@ func TestMinerLegLetsLateAddressesIn(t *testing.T) {
 		l.close(relay)
 		l.learn(nil, []netip.AddrPort{at(200)}) // too late, and harmless
 	})
+}
+
+// The session for which a relay was lent lasts while another one of the client's
+// uses the tunnel over it.
+func TestRelayLastsWhileItsTunnelIsUsed(t *testing.T) {
+	t.Parallel()
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	now := time.Now()
+	m := &miner{
+		socket: socket, sessions: map[identity.SessionID]*minerSession{}, granted: map[identity.NodeID]int{},
+		ended: map[identity.SessionID]time.Time{}, offers: make(chan struct{}),
+	}
+	alice, bob := identity.NodeID{1}, identity.NodeID{2}
+	add := func(client identity.NodeID) *minerSession {
+		s := &minerSession{id: identity.NewSessionID(), client: client, since: now, expires: now.Add(time.Hour), leg: &minerLeg{cancel: func() {}}}
+		m.sessions[s.id] = s
+		m.granted[client]++
+		return s
+	}
+	owner, asked, idle := add(alice), add(alice), add(bob)
+	if _, err := m.sessionFor(alice, asked.id.String()); err != nil {
+		t.Fatal(err)
+	}
+	m.sweep(now.Add(unusedLife + time.Second))
+	if m.sessions[owner.id] == nil || m.sessions[asked.id] == nil || m.sessions[idle.id] != nil {
+		t.Errorf("%d sessions are left", len(m.sessions))
+	}
 }

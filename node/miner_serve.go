@@ -88,6 +88,20 @@ func (m *miner) await(ctx context.Context, ready func() bool) {
 	}
 }
 
+// useLocked notes that something is asked. Where this miner has relays of its own,
+// the client's tunnel may run over that of another of its sessions.
+func (m *miner) useLocked(s *minerSession) {
+	s.used = true
+	if s.leg == nil || m.granted[s.client] < 2 {
+		return
+	}
+	for _, other := range m.sessions {
+		if other.client == s.client {
+			other.used = true
+		}
+	}
+}
+
 // sessionFor returns the client's live session with that ID.
 func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession, *api.Error) {
 	id, err := identity.ParseSessionID(header)
@@ -100,7 +114,7 @@ func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession
 	case m.draining:
 		return nil, &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeShuttingDown, Message: "the miner is stopping"}
 	}
-	s.used = true
+	m.useLocked(s)
 	s.stopChecksLocked() // its client is here
 	copied := *s
 	return &copied, nil
