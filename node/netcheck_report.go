@@ -123,7 +123,7 @@ type netRelay struct {
 	Checked string `json:"checked"` // what the two words above stand for
 }
 
-const relayChecked = "a STUN answer from the relay's UDP port, a TLS handshake for TURN; nothing was allocated"
+const relayChecked = "whether a TURN server asks for credentials at the coordinator's STUN and TLS ports; nothing was allocated"
 
 // newNetReport returns a report in which nothing has been measured.
 func newNetReport(mode string) *netReport {

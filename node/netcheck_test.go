@@ -97,6 +97,18 @@ func TestNetcheckWithoutUDP(t *testing.T) {
 	}
 }
 
+// That STUN is answered and TLS can be opened is no relay.
+func TestNetcheckWithoutRelay(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, withTLS, withProbes, func(c *coordinatorConfig) { c.TURN.Enabled = false })
+	member := l.member()
+	member.tls = l.co.tls.Addr().Port()
+	r := netReportOf(t, netcheckOf(t, l, member, true))
+	if !no(r.Relay.UDP) || !no(r.Relay.TLS) || !yes(r.UDP) || len(r.TLS) != 1 || !r.TLS[0].Works {
+		t.Errorf("relay %+v, UDP %v, TLS %+v", r.Relay, r.UDP, r.TLS)
+	}
+}
+
 func TestNetcheckOffline(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"mintai/ice"
 	"mintai/wss"
 )
 
@@ -108,13 +109,14 @@ func (t *netTLSCheck) open(ctx context.Context, target string) (*netProxy, error
 	return proxy, err
 }
 
-// turn makes a TLS handshake for TURN.
+// turn opens a connection for TURN and asks who is there.
 func (t *netTLSCheck) turn(ctx context.Context, target string) error {
 	conn, err := newTLSWay(t.log).turn(ctx, target)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	defer func() { _ = conn.Close() }()
+	return ice.CheckTURN(ctx, conn, 0)
 }
 
 // hostOf is the host of an address as a URL has it.

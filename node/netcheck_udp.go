@@ -3,9 +3,11 @@ package node
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mintai/ice"
@@ -45,6 +47,7 @@ func (n *netcheck) measure(ctx context.Context, to contact) {
 	wg.Go(func() { p.classes(ctx) })
 	wg.Go(func() { p.hairpin(ctx) })
 	wg.Go(func() { p.mtu(ctx) })
+	wg.Go(func() { p.relay(ctx) })
 	wg.Wait()
 	if n.report.IPv4.NAT != nil && !*n.report.IPv4.NAT {
 		n.report.Hairpin = nil
@@ -73,9 +76,7 @@ func (p *prober) classes(ctx context.Context) {
 		return
 	}
 	defer func() { _ = socket.Close() }()
-	found, err := socket.Probe(ctx, p.config(true, p.to.stun))
-	answered := err == nil || found.V4 != nil || found.V6 != nil
-	p.report.Relay.UDP = &answered
+	found, _ := socket.Probe(ctx, p.config(true, p.to.stun)) // silence shows in what was found
 	for _, at := range p.to.stun {
 		s := netSTUN{Addr: at.String()}
 		if rtt, ok := found.RTT[at]; ok {
@@ -101,6 +102,29 @@ func (p *prober) classes(ctx context.Context) {
 			p.report.missing(f.field, "the coordinator has no such address")
 		}
 	}
+}
+
+// relay looks for a TURN server at the coordinator's STUN addresses.
+func (p *prober) relay(ctx context.Context) {
+	ctx, found := context.WithCancel(ctx) // one is enough
+	defer found()
+	var is atomic.Bool
+	var wg sync.WaitGroup
+	for _, at := range p.to.stun {
+		wg.Go(func() {
+			conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			if ice.CheckTURN(ctx, conn, p.rto) == nil {
+				is.Store(true)
+				found()
+			}
+		})
+	}
+	wg.Wait()
+	p.report.Relay.UDP = new(is.Load())
 }
 
 // v4 are the STUN addresses of IPv4.
