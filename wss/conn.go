@@ -146,6 +146,24 @@ func (c *Conn) gather(ctx context.Context) []*datagram {
 func (c *Conn) upgrade(ctx context.Context, timeout time.Duration, flight []*datagram) (*websocket.Conn, int, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	header := http.Header{}
+	text, carried := encodeFlight(flight)
+	if carried > 0 {
+		header.Set(flightHeader, text)
+	}
+	ws, answer, err := c.link.upgrade(ctx, c.target, Subprotocol, header)
+	if err != nil {
+		return nil, 0, err
+	}
+	if n, err := strconv.Atoi(answer.Get(flightHeader)); err != nil || n != carried {
+		carried = 0
+	}
+	return ws, carried, nil
+}
+
+// upgrade requests a WebSocket (RFC 6455 §4.1) and returns the header of the
+// answer.
+func (l *link) upgrade(ctx context.Context, target, subprotocol string, header http.Header) (*websocket.Conn, http.Header, error) {
 	dialed := false
 	transport := &http.Transport{
 		DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
@@ -153,38 +171,30 @@ func (c *Conn) upgrade(ctx context.Context, timeout time.Duration, flight []*dat
 				return nil, errors.New("the connection was used up")
 			}
 			dialed = true
-			return c.link.Conn, nil
+			return l.Conn, nil
 		},
 		DisableKeepAlives: true, DisableCompression: true,
 		MaxResponseHeaderBytes: maxProxyAnswer,
 	}
 	defer transport.CloseIdleConnections()
-	header := http.Header{}
-	text, carried := encodeFlight(flight)
-	if carried > 0 {
-		header.Set(flightHeader, text)
-	}
-	ws, res, err := websocket.Dial(ctx, "https://"+c.target+Path, &websocket.DialOptions{ //nolint:bodyclose // Dial closes it
+	ws, res, err := websocket.Dial(ctx, "https://"+target+Path, &websocket.DialOptions{ //nolint:bodyclose // Dial closes it
 		HTTPClient: &http.Client{
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		HTTPHeader:   header,
-		Subprotocols: []string{Subprotocol},
+		Subprotocols: []string{subprotocol},
 	})
 	switch {
 	case err != nil && res != nil && res.StatusCode != http.StatusSwitchingProtocols:
-		return nil, 0, fmt.Errorf("no WebSocket there: %d %s", res.StatusCode, http.StatusText(res.StatusCode))
+		return nil, nil, fmt.Errorf("no WebSocket there: %d %s", res.StatusCode, http.StatusText(res.StatusCode))
 	case err != nil:
-		return nil, 0, err
-	case ws.Subprotocol() != Subprotocol:
+		return nil, nil, err
+	case ws.Subprotocol() != subprotocol:
 		_ = ws.CloseNow()
-		return nil, 0, fmt.Errorf("the WebSocket there does not speak %s", Subprotocol)
+		return nil, nil, fmt.Errorf("the WebSocket there does not speak %s", subprotocol)
 	}
-	if n, err := strconv.Atoi(res.Header.Get(flightHeader)); err != nil || n != carried {
-		carried = 0
-	}
-	return ws, carried, nil
+	return ws, res.Header, nil
 }
 
 // ReadFrom returns the next datagram, and the one remote address. It waits

@@ -104,17 +104,20 @@ func (d *Dialer) dial(ctx context.Context, target, protocol string) (*link, erro
 }
 
 // TURN returns a connection over which the coordinator at hostport speaks TURN
-// (RFC 8656 §2.1). Closing it is the caller's.
+// (RFC 8656 §2.1): TLS with that very ALPN (RFC 7443), or a WebSocket where
+// somebody in between opens TLS and passes on the web only. Closing it is the
+// caller's.
 func (d *Dialer) TURN(ctx context.Context, hostport string) (net.Conn, error) {
 	l, err := d.dial(ctx, hostport, protocolTURN)
-	if err != nil {
+	switch {
+	case err == nil && l.ConnectionState().NegotiatedProtocol == protocolTURN:
+		return l.Conn, nil
+	case err == nil:
+		_ = l.raw.Close()
+	case !refusesTURN(err):
 		return nil, err
 	}
-	if l.ConnectionState().NegotiatedProtocol != protocolTURN {
-		_ = l.raw.Close()
-		return nil, fmt.Errorf("%s: %w", hostport, ErrNoTURN)
-	}
-	return l.Conn, nil
+	return d.turnOverWeb(ctx, hostport)
 }
 
 // Packets returns a connection to the coordinator at hostport that carries

@@ -31,11 +31,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// speaks reports whether the client offers our subprotocol.
-func speaks(h http.Header) bool {
+// speaks reports whether the client offers the subprotocol.
+func speaks(h http.Header, subprotocol string) bool {
 	for _, line := range h.Values("Sec-WebSocket-Protocol") {
 		for name := range strings.SplitSeq(line, ",") {
-			if strings.TrimSpace(name) == Subprotocol {
+			if strings.TrimSpace(name) == subprotocol {
 				return true
 			}
 		}
@@ -45,7 +45,11 @@ func speaks(h http.Header) bool {
 
 func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	secure, ok := r.Context().Value(connKey{}).(*tls.Conn)
-	if !ok || !speaks(r.Header) {
+	if ok && speaks(r.Header, TURNSubprotocol) {
+		s.serveTURN(w, r, secure)
+		return
+	}
+	if !ok || !speaks(r.Header, Subprotocol) {
 		w.Header().Set("Sec-WebSocket-Protocol", Subprotocol)
 		http.Error(w, "only WebSockets with the subprotocol "+Subprotocol, http.StatusUpgradeRequired)
 		return
@@ -84,6 +88,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 func (s *Server) carry(ws *websocket.Conn, raw net.Conn, flight []*datagram) {
 	out := newQueue()
 	from := newAddr(raw.RemoteAddr(), out)
+	from.conn, _ = raw.(*serverConn)
 	w := newWire(ws, raw, out)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
