@@ -70,7 +70,8 @@ func (s *Server) serveTURN(w http.ResponseWriter, r *http.Request, secure *tls.C
 		return
 	}
 	stream := newWebStream(ws, secure)
-	if !s.turn.push(&turnConn{Conn: stream}) {
+	conn, _ := secure.NetConn().(*serverConn)
+	if !s.turn.push(&turnConn{Conn: stream, conn: conn}) {
 		_ = ws.CloseNow()
 	}
 }
