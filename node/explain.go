@@ -100,10 +100,14 @@ func explain(err error, c *client) *Error {
 
 // unreachable says that no coordinator answers, and why.
 func (c *client) unreachable(err error) *Error {
-	return unreachableError(c.membership, c.sig.Status().Err, err)
+	return unreachableError(c.membership, c.sig.WhyNot(), err)
 }
 
 func unreachableError(m membership, why, err error) *Error {
+	var asked *signal.UnreachableError
+	if errors.As(err, &asked) && asked.Err != nil { // of that very moment
+		why = asked.Err
+	}
 	var refused *signal.RefusedError
 	if errors.As(why, &refused) {
 		return explainRefused(refused, why)
@@ -114,12 +118,60 @@ func unreachableError(m membership, why, err error) *Error {
 		Hint:    "is it running? See what this network lets through: mintai -mode client netcheck",
 	}
 	if why != nil {
-		e.Message += fmt.Sprintf(" (%v)", why)
+		e.Message += fmt.Sprintf(" (%s)", waysFailed(why))
 	}
 	if m.origin == originRuntime {
 		e.Hint = "start it: mintai -mode coordinator"
 	}
 	return e
+}
+
+// waysFailed tells in a line how each of the ways to the coordinator failed: of
+// several addresses the one that says more than silence.
+func waysFailed(why error) string {
+	var told [2]*signal.AttemptError // over UDP, over TLS
+	walkErrors(why, func(err error) {
+		attempt, ok := err.(*signal.AttemptError) //nolint:errorlint // every layer is visited
+		if !ok {
+			return
+		}
+		way := &told[0]
+		if attempt.OverTLS {
+			way = &told[1]
+		}
+		if *way == nil || (*way).Silent() && !attempt.Silent() {
+			*way = attempt
+		}
+	})
+	reason := func(a *signal.AttemptError) string {
+		if a == nil || a.Silent() {
+			return "no answer"
+		}
+		return plainReason(a.Err)
+	}
+	switch {
+	case told[1] != nil:
+		return "UDP: " + reason(told[0]) + "; over TLS: " + reason(told[1])
+	case told[0] != nil:
+		return "UDP: " + reason(told[0])
+	}
+	return plainReason(why)
+}
+
+// walkErrors visits an error and all that it wraps.
+func walkErrors(err error, visit func(error)) {
+	if err == nil {
+		return
+	}
+	visit(err)
+	switch e := err.(type) { //nolint:errorlint // every layer is visited
+	case interface{ Unwrap() error }:
+		walkErrors(e.Unwrap(), visit)
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			walkErrors(one, visit)
+		}
+	}
 }
 
 func explainRefused(r *signal.RefusedError, err error) *Error {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"mintai/quicstream"
 	"mintai/signal"
 	"mintai/signal/signalpb"
+	"mintai/wss"
 )
 
 func noMatchOf(code signalpb.NoMatchCode, message string) error {
@@ -80,6 +84,47 @@ func TestExplain(t *testing.T) {
 		}
 		if (out.Code == api.CodeModelNotFound) != (tc.status == http.StatusNotFound || tc.code == api.CodeModelNotFound) {
 			t.Errorf("%v: HTTP %d with code %q", tc.err, out.Status, out.Code)
+		}
+	}
+}
+
+// Why no coordinator answers is said even while the first round of dialing goes
+// on: the way whose reason says most, in a line.
+func TestWhyNoCoordinatorAnswers(t *testing.T) {
+	l := newLab(t)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	}))
+	t.Cleanup(proxy.Close)
+	t.Setenv("HTTPS_PROXY", proxy.URL)
+	member := l.member()
+	member.addrs, member.tls = []string{"192.0.2.1:4433"}, 443 // of no network (RFC 5737)
+	cl := l.client(func(c *clientConfig) {
+		c.Membership, c.Deadlines.Match = member, time.Second
+	})
+	got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait()
+	first := "no coordinator answers at 192.0.2.1:4433 (UDP: "
+	second := fmt.Sprintf("; over TLS: the proxy %s asks for credentials (407)", proxy.Listener.Addr())
+	if got.exit != ExitNoPath || !strings.Contains(got.err, first) || !strings.Contains(got.err, second) || strings.Count(got.err, "\n") != 1 {
+		t.Errorf("%+v, want %s…%s", got, first, second)
+	}
+}
+
+func TestWaysFailed(t *testing.T) {
+	t.Parallel()
+	udp := func(err error) error { return &signal.AttemptError{Addr: "192.0.2.1:4433", Err: err} }
+	tls := func(err error) error { return &signal.AttemptError{Addr: "192.0.2.1:443", OverTLS: true, Err: err} }
+	proxy := &wss.ProxyError{Proxy: "10.0.0.1:3128", Reason: "asks for credentials (407)"}
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+	for want, why := range map[string]error{
+		"UDP: no answer; over TLS: the proxy 10.0.0.1:3128 asks for credentials (407)": tls(proxy),
+		"UDP: connection refused":                       udp(refused),
+		"UDP: connection refused; over TLS: two":        errors.Join(fmt.Errorf("x: %w", errors.Join(udp(refused), udp(errors.New("later")))), tls(errors.New("two\nlines"))),
+		"UDP: looking the coordinator up: no such host": &signal.AttemptError{Err: errors.New("looking the coordinator up: no such host")},
+		"odd": errors.New("odd"),
+	} {
+		if got := waysFailed(why); got != want {
+			t.Errorf("%v: %q, want %q", why, got, want)
 		}
 	}
 }

@@ -264,7 +264,7 @@ func (n *netcheck) hello(ctx context.Context, socket *ice.Socket, addr string, o
 		<-done //nolint:errcheck // it says goodbye; ended by us it has no error
 	}()
 	if err := node.WaitConnected(ctx); err != nil {
-		if why := node.Status().Err; why != nil {
+		if why := node.WhyNot(); why != nil {
 			err = why
 		}
 		return contact{}, err

@@ -144,14 +144,14 @@ func (n *Node) dialUDP(ctx context.Context, early bool) (*link, error) {
 	targets, err := resolve(lookup, n.cfg.Addrs)
 	done()
 	if err != nil {
-		err = fmt.Errorf("looking the coordinator up: %w", err)
+		err = &AttemptError{Err: fmt.Errorf("looking the coordinator up: %w", err)}
 		n.note(ctx, err)
 		return nil, err
 	}
 	var attempts []attempt
 	for _, t := range targets {
 		w := way{addr: t.addr, trusted: t.addr, remote: net.UDPAddrFromAddrPort(t.remote), transport: n.cfg.Transport}
-		attempts = append(attempts, attempt{t.remote.String(), func(ctx context.Context, early bool) (*link, error) {
+		attempts = append(attempts, attempt{t.remote.String(), false, func(ctx context.Context, early bool) (*link, error) {
 			return n.handshake(ctx, w, early)
 		}})
 	}
@@ -163,7 +163,7 @@ func (n *Node) dialUDP(ctx context.Context, early bool) (*link, error) {
 func (n *Node) dialTLS(ctx context.Context, _ bool) (*link, error) {
 	var attempts []attempt
 	for _, addr := range n.cfg.TLSAddrs {
-		attempts = append(attempts, attempt{addr + " over TLS", func(ctx context.Context, _ bool) (*link, error) {
+		attempts = append(attempts, attempt{addr, true, func(ctx context.Context, _ bool) (*link, error) {
 			return n.dialOverTLS(ctx, addr)
 		}})
 	}
@@ -172,8 +172,9 @@ func (n *Node) dialTLS(ctx context.Context, _ bool) (*link, error) {
 
 // attempt is one entrant of a race.
 type attempt struct {
-	name string // in errors, and to remember the winner
-	dial func(ctx context.Context, early bool) (*link, error)
+	addr    string // in errors, and to remember the winner
+	overTLS bool   // all of a race are, or none
+	dial    func(ctx context.Context, early bool) (*link, error)
 }
 
 // race makes the attempts, the one that succeeded last first, each when the one
@@ -212,13 +213,13 @@ func (n *Node) race(ctx context.Context, attempts []attempt, winner *string, ear
 			ended++
 			switch {
 			case r.err != nil:
-				err := fmt.Errorf("%s: %w", r.attempt.name, plain(r.err))
+				err := &AttemptError{Addr: r.attempt.addr, OverTLS: r.attempt.overTLS, Err: plain(r.err)}
 				errs = append(errs, err)
 				n.note(ctx, err)
 			case won == nil:
 				won = r.link
 				n.mu.Lock()
-				*winner = r.attempt.name
+				*winner = r.attempt.addr
 				n.mu.Unlock()
 				cancel()
 			default:
@@ -256,8 +257,10 @@ func (n *Node) note(ctx context.Context, err error) {
 	}
 }
 
-// whyNot is the newest known reason for having no connection; nil: none yet.
-func (n *Node) whyNot() error {
+// WhyNot is the newest known reason for having no connection; nil: none yet. While
+// the first dialing is under way it holds what has failed so far, of which
+// Status.Err tells nothing. How each way failed is in its *AttemptError.
+func (n *Node) WhyNot() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.status.Err == nil && len(n.trouble) > 0 {
@@ -265,6 +268,30 @@ func (n *Node) whyNot() error {
 	}
 	return n.status.Err
 }
+
+// AttemptError says how one way to the coordinator failed.
+type AttemptError struct {
+	Addr    string // host:port; empty: it could not be looked up
+	OverTLS bool
+	Err     error
+}
+
+// Error names the way and the reason.
+func (e *AttemptError) Error() string {
+	switch {
+	case e.Addr == "":
+		return e.Err.Error()
+	case e.OverTLS:
+		return e.Addr + " over TLS: " + e.Err.Error()
+	}
+	return e.Addr + ": " + e.Err.Error()
+}
+
+// Unwrap returns the reason.
+func (e *AttemptError) Unwrap() error { return e.Err }
+
+// Silent reports whether the reason is that nothing came.
+func (e *AttemptError) Silent() bool { return errors.Is(e.Err, errNoAnswer) }
 
 // dialError holds why each address failed. Unlike errors.Join it takes one line.
 type dialError struct{ errs []error }
@@ -299,7 +326,7 @@ func plain(err error) error {
 // preferFirst moves the attempt that won a race before to the front.
 func preferFirst(attempts []attempt, winner string) {
 	for i, a := range attempts {
-		if a.name == winner {
+		if a.addr == winner {
 			copy(attempts[1:i+1], attempts[:i])
 			attempts[0] = a
 			break

@@ -157,7 +157,7 @@ func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
 				return Update{}, err
 			}
-			unreachable := &UnreachableError{Addrs: n.cfg.Addrs, Err: n.whyNot()}
+			unreachable := &UnreachableError{Addrs: n.cfg.Addrs, Err: n.WhyNot()}
 			if n.cfg.Fallback != nil {
 				unreachable.TLSAddrs = n.cfg.TLSAddrs
 			}
