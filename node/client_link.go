@@ -87,8 +87,8 @@ func (c *client) establish(ctx, connecting context.Context, s *session, p *pendi
 		}
 		c.log.Debug().Err(err).Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("no tunnel")
 		c.report(s, signalpb.TunnelState_TUNNEL_FAILED, nil)
-		c.metrics.tunnelFailed()
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, errAbandoned) {
+			c.metrics.tunnelFailed(s.expectReason)
 			c.receipt(s, account{outcome: signalpb.Outcome_OUTCOME_NO_PATH}) // while the session is known
 		}
 		c.forget(s)

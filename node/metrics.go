@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
+
+	"mintai/ice"
 )
 
 // The metric structs accept a nil receiver, for processes that serve none.
@@ -106,7 +108,7 @@ func (s *statusServer) Run(ctx context.Context) error {
 type clientMetrics struct {
 	requests   *prometheus.CounterVec
 	tunnels    *prometheus.GaugeVec
-	failures   prometheus.Counter
+	failures   *prometheus.CounterVec
 	connect    *prometheus.HistogramVec
 	firstToken prometheus.Histogram
 }
@@ -115,7 +117,7 @@ func newClientMetrics(r prometheus.Registerer) *clientMetrics {
 	m := &clientMetrics{
 		requests:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_client_requests_total", Help: "Requests by outcome, and by kind of path and the reason for it."}, []string{"outcome", "path", "reason"}),
 		tunnels:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "mintai_client_tunnels", Help: "Open tunnels by kind of path and the reason for it."}, []string{"path", "reason"}),
-		failures:   prometheus.NewCounter(prometheus.CounterOpts{Name: "mintai_client_connect_failures_total", Help: "Sessions for which no path was found."}),
+		failures:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_client_connect_failures_total", Help: "Sessions for which no path was found, by the reason for what was expected of the path."}, []string{"reason"}),
 		connect:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "mintai_client_connect_seconds", Help: "From the grant to the open tunnel.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 13)}, []string{"path"}),
 		firstToken: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "mintai_client_first_token_seconds", Help: "From the request to the first byte of its answer.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 15)}),
 	}
@@ -147,9 +149,9 @@ func (m *clientMetrics) tunnelDown(p Path) {
 	}
 }
 
-func (m *clientMetrics) tunnelFailed() {
+func (m *clientMetrics) tunnelFailed(expected ice.Reason) {
 	if m != nil {
-		m.failures.Inc()
+		m.failures.WithLabelValues(expected.String()).Inc()
 	}
 }
 

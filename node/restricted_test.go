@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"mintai/backend"
 	"mintai/ice"
 )
@@ -118,8 +120,9 @@ func TestRelayModes(t *testing.T) {
 		l := newLab(t)
 		ai := newAI(t, "m", whole)
 		l.unreachable("gpu-box", ai)
+		registry := prometheus.NewRegistry()
 		cl := l.hidden(func(c *clientConfig) {
-			c.Relay = RelayNever
+			c.Relay, c.Metrics = RelayNever, newClientMetrics(registry)
 			c.Deadlines.Direct = 300 * time.Millisecond
 		})
 		got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait()
@@ -129,6 +132,20 @@ func TestRelayModes(t *testing.T) {
 		if n := l.co.turn.Stats().Allocations; n != 0 {
 			t.Errorf("%d relays are lent", n)
 		}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			if family.GetName() != "mintai_client_connect_failures_total" {
+				continue
+			}
+			if m := family.GetMetric(); len(m) != 1 || m[0].GetCounter().GetValue() < 1 || m[0].GetLabel()[0].GetName() != "reason" {
+				t.Errorf("failures %v", m)
+			}
+			return
+		}
+		t.Error("no failure was counted")
 	})
 }
 
