@@ -39,6 +39,9 @@ func (r *recorder) ReadFrom(b []byte) (int, net.Addr, error) {
 	if err == nil && n >= stunHeader && b[0]&0xc0 == 0 {
 		var typ stunv4.MessageType
 		typ.ReadValue(messageType(b[:n]))
+		if typ == stunv4.BindingSuccess { // to the server's question, whenever that comes
+			return n, from, err
+		}
 		r.mu.Lock()
 		r.types = append(r.types, typ.String())
 		r.mu.Unlock()

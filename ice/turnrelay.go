@@ -55,6 +55,11 @@ func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
 				failed = 0
 				continue
 			}
+			if kind, id := classify(b[:n]); kind == bindingResponse {
+				l.server.clients.shows(addrPort(from), id)
+				failed = 0
+				continue
+			}
 			l.asked = n
 			return n, from, nil
 		}
@@ -75,6 +80,16 @@ func (l *turnListener) WriteTo(b []byte, to net.Addr) (int, error) {
 	if isResponse(b) && amplifies(len(b), l.asked) {
 		l.server.counters.droppedFlood.Add(1)
 		return len(b), nil
+	}
+	if !isResponse(b) {
+		ok, question := l.server.clients.mayReceive(addrPort(to), len(b), time.Now())
+		if question != nil {
+			_, _ = l.PacketConn.WriteTo(question, to)
+		}
+		if !ok {
+			l.server.counters.droppedFlood.Add(1)
+			return len(b), nil
+		}
 	}
 	return l.PacketConn.WriteTo(b, to)
 }
@@ -391,6 +406,7 @@ func (r *relayConn) Close() error {
 // ended is called once the socket is not read any more.
 func (r *relayConn) ended() {
 	r.once.Do(func() {
+		r.server.clients.end(r)
 		r.server.mu.Lock()
 		delete(r.server.relays, r)
 		delete(r.session.relays, r)

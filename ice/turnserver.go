@@ -142,6 +142,7 @@ type TURNServer struct {
 
 	counters turnCounters
 	requests requestLimit
+	clients  turnClients
 	nonces   nonceSource
 
 	mu       sync.Mutex // guards what follows

@@ -252,11 +252,8 @@ func (t *TURNServer) onAuth(src, dst net.Addr, _, username, _, _ string, verdict
 		}
 		return
 	}
-	for _, l := range t.listeners {
-		if l.LocalAddr() == dst || l.LocalAddr().String() == dst.String() {
-			l.user = username
-			return
-		}
+	if l := t.listener(dst); l != nil {
+		l.user = username
 	}
 }
 
@@ -271,7 +268,8 @@ func tcpOrUDP(a net.Addr) netip.AddrPort {
 
 // onAllocated is called for each new allocation, in the goroutine that serves
 // the request and before its answer.
-func (t *TURNServer) onAllocated(src, _ net.Addr, _, username, _ string, relayed net.Addr, _ int) {
+func (t *TURNServer) onAllocated(src, dst net.Addr, _, username, _ string, relayed net.Addr, _ int) {
+	t.question(src, dst, username, addrPort(relayed))
 	if t.cfg.OnAllocated == nil {
 		return
 	}

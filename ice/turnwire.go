@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/stun"
 	stunv4 "github.com/pion/stun/v4"
 	"github.com/pion/turn/v5"
 )
@@ -107,6 +108,10 @@ func (w *turnWire) readStream() {
 }
 
 func (w *turnWire) inbound(b []byte) {
+	if kind, id := classify(b); kind == bindingRequest && w.udp != nil {
+		_, _ = w.send(bindingHeader(stun.BindingSuccess, id)) // the server asks whether this end receives
+		return
+	}
 	if isResponse(b) {
 		w.learn(b)
 	}
