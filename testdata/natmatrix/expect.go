@@ -11,7 +11,7 @@ import (
 type expectation struct {
 	direct bool
 	codes  []string // the reasons that are true there; the first is the usual one
-	second bool     // direct, but a plain punch needs a second round too
+	second bool     // direct, but a plain punch needs a second round too, or does not connect them
 	raced  bool     // relayed, and only known by trying
 	noUDP  bool     // one side has to take to TCP first
 }
@@ -79,6 +79,8 @@ func expectApart(a, b kind) expectation {
 	if punched, second := punch(a, b); punched {
 		e.second = second && len(e.codes) == 0 && !(a.v6 && b.v6)
 		e.codes = append(e.codes, directCodes(a, b)...)
+	} else {
+		e.second = len(e.codes) > 0 // only the forwarded port connects them
 	}
 	switch {
 	case len(e.codes) > 0:
