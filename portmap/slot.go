@@ -3,6 +3,7 @@ package portmap
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -79,15 +80,26 @@ func (s *slot) left() map[router]ask {
 	return all
 }
 
-// add asks a router for several ports at the same time. The errors are those of
-// the slots; a slot without one is mapped.
+// add asks a router for several ports at the same time, and for those that may
+// be asked only of a UPnP gateway nobody else. The errors are those of the slots;
+// a slot without one is mapped.
 func add(ctx context.Context, r router, slots []*slot) []error {
-	ctx, cancel := context.WithTimeout(ctx, addFor)
-	defer cancel()
 	errs := make([]error, len(slots))
+	room := make(chan struct{}, len(slots))
+	if r.protocol() == UPnP {
+		room = make(chan struct{}, upnpAtOnce)
+	}
 	var jobs group
 	for i, s := range slots {
+		if s.ask.wellKnown() && r.protocol() != UPnP {
+			errs[i] = errWellKnown
+			continue
+		}
 		jobs.Go(func() {
+			room <- struct{}{}
+			defer func() { <-room }()
+			ctx, cancel := context.WithTimeout(ctx, addFor)
+			defer cancel()
 			m, err := r.add(ctx, s.ask)
 			if err == nil {
 				s.granted(r, m, time.Now())
@@ -99,3 +111,18 @@ func add(ctx context.Context, r router, slots []*slot) []error {
 	jobs.Wait()
 	return errs
 }
+
+// upnpAtOnce is for how many ports a UPnP gateway is asked at a time: each takes
+// several connections, and the web servers in home routers are small.
+const upnpAtOnce = 4
+
+// errWellKnown keeps ports below 1024 from PCP and NAT-PMP. A router that does
+// not forward them says so over UPnP; miniupnpd, which is in many of them, looks
+// for another port for ever when it is asked over the other two, and answers
+// nobody any more.
+var errWellKnown = fmt.Errorf("%w: ports below %d are asked for over UPnP only", ErrRefused, firstFree)
+
+// firstFree is the first port that is not a well-known one (RFC 6335 §6).
+const firstFree = 1024
+
+func (a ask) wellKnown() bool { return a.port.Number < firstFree || a.external < firstFree }
