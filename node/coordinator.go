@@ -100,10 +100,10 @@ type coordinator struct {
 	turn   *ice.TURNServer  // nil: none of our own
 	relays operatorRelays   // those of others
 
-	tls     *wss.Server // nil: none
-	tlsNote string      // what is to be said of it; empty: nothing
-	streams io.Closer   // the QUIC transport over tls
-	home    *home       // nil: this machine needs no router to forward ports
+	tls      *wss.Server // nil: none
+	tlsNotes []string    // what is to be said of it, a line each
+	streams  io.Closer   // the QUIC transport over tls
+	home     *home       // nil: this machine needs no router to forward ports
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -142,7 +142,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	if c.conn, err = listenUDP(cfg.Listen, "[coordinator] listen"); err != nil {
 		return nil, err
 	}
-	var packets net.PacketConn = c.conn
+	packets := ice.Frugal(c.conn)
 	if cfg.hooks.conn != nil {
 		packets = cfg.hooks.conn(c.conn)
 	}
@@ -156,7 +156,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 	if err := c.startProbes(); err != nil {
 		return nil, err
 	}
-	if err := c.listenTLS(); err != nil {
+	if err := c.startTLS(); err != nil {
 		return nil, err
 	}
 	if c.lendsOwn() {
