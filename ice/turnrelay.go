@@ -139,12 +139,16 @@ func (g *relayGenerator) AllocatePacketConn(conf turn.AllocateListenerConfig) (n
 		t.counters.refusedOther.Add(1)
 		return nil, nil, err
 	}
-	conn, err := t.openRelay(ip)
+	outside, beyond, preferred := t.outsideFor(ts, v6)
+	conn, err := t.openRelay(ip, preferred)
 	if err != nil {
 		t.counters.refusedQuota.Add(1)
 		return nil, nil, err
 	}
 	announced := netip.AddrPortFrom(ip, addrPort(conn.LocalAddr()).Port())
+	if beyond {
+		announced = outside.at(announced.Port())
+	}
 	r := newRelayConn(t, ts, conn, announced)
 	t.relays[r] = struct{}{}
 	ts.relays[r] = struct{}{}
@@ -195,29 +199,34 @@ func routeSource(to netip.Addr) netip.Addr {
 	return addrPort(conn.LocalAddr()).Addr()
 }
 
-// openRelay binds a free port of the range, on ip when that is an address of
-// this machine and on every address otherwise.
-func (t *TURNServer) openRelay(ip netip.Addr) (*net.UDPConn, error) {
-	network, wildcard := "udp4", netip.IPv4Unspecified()
+// openRelay binds a free port of the range, one that is preferred while there is
+// any, on ip when that is an address of this machine and on every address
+// otherwise.
+func (t *TURNServer) openRelay(ip netip.Addr, preferred func(uint16) bool) (*net.UDPConn, error) {
+	network, bind := "udp4", netip.IPv4Unspecified()
 	if ip.Is6() {
-		network, wildcard = "udp6", netip.IPv6Unspecified()
+		network, bind = "udp6", netip.IPv6Unspecified()
 	}
-	bind := wildcard
 	if isLocal(ip) {
 		bind = ip
 	}
 	lo, n := int(t.cfg.PortMin), int(t.cfg.PortMax)-int(t.cfg.PortMin)+1
 	first := rand.IntN(n)
 	var last error
-	for i := range n {
-		port := uint16(lo + (first+i)%n)
-		conn, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(bind, port)))
-		if err == nil {
-			_ = conn.SetReadBuffer(legSocketBuffer)
-			_ = conn.SetWriteBuffer(legSocketBuffer)
-			return conn, nil
+	for _, want := range []bool{true, false} {
+		for i := range n {
+			port := uint16(lo + (first+i)%n)
+			if preferred(port) != want {
+				continue
+			}
+			conn, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(bind, port)))
+			if err == nil {
+				_ = conn.SetReadBuffer(legSocketBuffer)
+				_ = conn.SetWriteBuffer(legSocketBuffer)
+				return conn, nil
+			}
+			last = err
 		}
-		last = err
 	}
 	return nil, fmt.Errorf("turn: no free relay port in %s: %w", t.portRange(), last)
 }

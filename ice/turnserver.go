@@ -30,6 +30,10 @@ type TURNConfig struct {
 	// the system would send to the session's miner, whom it is for. Behind a
 	// one-to-one NAT it must be set to the public address.
 	RelayIP netip.Addr
+	// Outside, when set, is asked for each new IPv4 allocation how a NAT shows this
+	// machine to sessions whose other end is beyond it. RelayIP goes before it.
+	// The server's lock is held: it must return at once and not call the server.
+	Outside func() Outside
 	// PortMin and PortMax bound the relayed ports, both included. Zero: any.
 	PortMin, PortMax uint16
 	// Realm is part of the credentials (RFC 8489 §9.2), at most 32 bytes. Empty
