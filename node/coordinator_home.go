@@ -5,8 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -14,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"mintai/identity"
+	"mintai/ice"
 	"mintai/portmap"
 	"mintai/signal"
 )
@@ -26,6 +24,9 @@ const (
 	// selfTestWait is for one packet to the router and back, tried selfTests times.
 	selfTestWait = 500 * time.Millisecond
 	selfTests    = 3
+	// homeRelays bounds the relayed addresses for peers outside that are forwarded
+	// at a time: a router at home takes each as a rule of its own.
+	homeRelays = 12
 )
 
 // portMapper is a portmap.Mapper.
@@ -41,13 +42,18 @@ var _ portMapper = (*portmap.Mapper)(nil)
 // methods accept a nil receiver, for one that is not.
 type home struct {
 	c      *coordinator
-	mapper portMapper
-	tell   func(lines []string) // prints what came of it; nil: only the log says
+	mapper portMapper // of what every node must reach
+	relay  portMapper // of relayed addresses, asked after the others; nil: none
+	// tell prints what came of it, the link too if that is new; nil: only the log
+	// says.
+	tell func(link bool, lines []string)
 
-	reached atomic.Bool // by a node from outside
+	reached atomic.Bool   // by a node from outside
+	wake    chan struct{} // holds one: reached has changed
 
-	mu       sync.Mutex // guards mappings
+	mu       sync.Mutex // guards what follows
 	mappings []portmap.Mapping
+	relays   map[uint16]netip.AddrPort // the forwarded ones; it is replaced, never changed
 }
 
 // newHome returns nil when the Internet reaches this machine by other means, or
@@ -60,11 +66,14 @@ func newHome(c *coordinator) *home {
 	if at.IsUnspecified() && slices.ContainsFunc(localAddrs(), func(a netip.Addr) bool { return a.Is4() && isPublic(a) }) {
 		return nil
 	}
-	return &home{c: c, mapper: portmap.New(portmap.Config{Ports: c.mappedPorts(), Log: c.log})}
+	h := &home{c: c, mapper: portmap.New(portmap.Config{Ports: c.mappedPorts(), Log: c.log}), wake: make(chan struct{}, 1)}
+	if ports := c.mappedRelays(); len(ports) > 0 {
+		h.relay = portmap.New(portmap.Config{Ports: ports, Log: c.log})
+	}
+	return h
 }
 
-// mappedPorts are the ports that nodes must reach. Relayed ports are too many
-// for a home router: the relay reaches peers from there, who then can answer.
+// mappedPorts are the ports that every node must reach.
 func (c *coordinator) mappedPorts() []portmap.Port {
 	udp := []uint16{c.Addr().Port()}
 	if c.probes != nil {
@@ -87,57 +96,75 @@ func (c *coordinator) mappedPorts() []portmap.Port {
 	return out
 }
 
+// mappedRelays are the first ports of relayed addresses.
+func (c *coordinator) mappedRelays() []portmap.Port {
+	t := c.cfg.TURN
+	if c.turn == nil || t.RelayIP != "" || t.PortMin == 0 {
+		return nil
+	}
+	var out []portmap.Port
+	for port := int(t.PortMin); port <= int(t.PortMax) && len(out) < homeRelays; port++ {
+		out = append(out, portmap.Port{Number: uint16(port)})
+	}
+	return out
+}
+
+// outsideRelays is how the relay is seen from beyond the router.
+func (c *coordinator) outsideRelays() ice.Outside {
+	h := c.home
+	external := h.external(c.Addr().Port(), false)
+	if !portmap.Public(external.Addr()) {
+		return ice.Outside{}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return ice.Outside{IP: external.Addr(), Ports: h.relays}
+}
+
 // run keeps the ports mapped until ctx ends, and tells what came of it each
 // time that changes.
 func (h *home) run(ctx context.Context) {
 	if h == nil {
 		return
 	}
-	var mapper sync.WaitGroup
-	defer mapper.Wait()
-	mapper.Go(func() { _ = h.mapper.Run(ctx) }) // it ends with ctx only
-	nobody := time.NewTimer(routerWait)
-	defer nobody.Stop()
-	told := ""
+	var mappers sync.WaitGroup
+	defer mappers.Wait()
+	mappers.Go(func() { _ = h.mapper.Run(ctx) }) // it ends with ctx only
+	var relayed <-chan struct{}
+	patience := time.NewTimer(routerWait)
+	defer patience.Stop()
+	news := homeNews{h: h}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-h.mapper.Changed():
-			nobody.Stop()
-		case <-nobody.C:
+		case <-relayed:
+		case <-h.wake:
+		case <-patience.C:
+			news.settled = true
 		}
-		mappings := h.mapper.Mappings()
-		h.mu.Lock()
-		h.mappings = mappings
-		h.mu.Unlock()
-		external := h.external(h.c.Addr().Port(), false)
-		verdict := reachable(external, h.c.portList(), func() bool { return h.selfTest(ctx) })
-		if key := external.String() + verdict; key != told && ctx.Err() == nil {
-			told = key
-			h.c.log.Info().Stringer("external", external).Str("reachable", verdict).Msg("port mapping")
-			if h.tell != nil {
-				h.tell([]string{"reachable: " + verdict})
-			}
+		if relayed == nil && h.relay != nil { // what every node needs has been asked for
+			relayed = h.relay.Changed()
+			mappers.Go(func() { _ = h.relay.Run(ctx) })
 		}
+		h.note()
+		news.tell(ctx)
 	}
 }
 
-// reachable says in a line whether the Internet reaches a coordinator whose
-// router has given it an external address, or none. It says no more than is
-// known: a test from inside is not one from outside.
-func reachable(external netip.AddrPort, ports string, selfTest func() bool) string {
-	switch {
-	case !external.IsValid():
-		return "unknown: the router forwards no ports by itself (UPnP, NAT-PMP, PCP); forward " + ports + " to this machine in it, and set [coordinator] public"
-	case !portmap.Public(external.Addr()):
-		return fmt.Sprintf("no: the router's own address %s is not public, so there is another NAT behind it (a second router, or the provider's); "+
-			"run the coordinator on a machine with a public address", external.Addr())
-	case selfTest():
-		return fmt.Sprintf("yes: %s leads here, also from inside", external)
-	default:
-		return fmt.Sprintf("unknown: the router forwards %s, but leads nothing from inside back in; try the link from elsewhere, such as a phone without Wi-Fi", external)
+// note takes over what the router forwards now.
+func (h *home) note() {
+	mappings := h.mapper.Mappings()
+	relays := map[uint16]netip.AddrPort{}
+	if h.relay != nil {
+		for _, m := range h.relay.Mappings() {
+			relays[m.Internal] = m.External
+		}
 	}
+	h.mu.Lock()
+	h.mappings, h.relays = mappings, relays
+	h.mu.Unlock()
 }
 
 // external is where the router listens for a port of ours; zero: nowhere.
@@ -208,27 +235,16 @@ func probed(conn *net.UDPConn, to netip.AddrPort) bool {
 // joined notes the first node that came from outside: whatever the router says,
 // from then on the Internet is known to reach this machine.
 func (h *home) joined(p *signal.Peer) {
-	if h == nil {
+	if h == nil || p.OverTLS() {
 		return
 	}
 	from := p.Observed()
 	external := h.external(h.c.Addr().Port(), false)
-	if isPublic(from.Addr()) && from.Addr() != external.Addr() && h.reached.CompareAndSwap(false, true) {
+	if from.Addr().Unmap().Is4() && isPublic(from.Addr()) && from.Addr() != external.Addr() && h.reached.CompareAndSwap(false, true) {
 		h.c.log.Info().Stringer("addr", from).Str("peer", p.Node().Short()).Msg("reachable from outside: the first node came from there")
-	}
-}
-
-// announceHome prints what came of asking the router.
-func (c *coordinator) announceHome(w io.Writer, secret identity.Secret, lines []string) {
-	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
-	external := c.home.external(c.Addr().Port(), false)
-	if external.IsValid() && portmap.Public(external.Addr()) {
-		link := c.link(append([]string{external.String()}, c.places().internet...), secret)
-		link.TLSPort = c.home.port(link.TLSPort, true, true)
-		link.STUNPort = c.home.port(link.STUNPort, false, true)
-		printLink(p, "Internet", link)
-	}
-	for _, line := range lines {
-		p("  %s", line)
+		select {
+		case h.wake <- struct{}{}:
+		default:
+		}
 	}
 }

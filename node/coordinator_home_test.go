@@ -33,7 +33,7 @@ func atHome(l *lab, external netip.Addr, shift uint16) (*fakeRouter, chan []stri
 		r.mappings = append(r.mappings, portmap.Mapping{Internal: p.Number, TCP: p.TCP, External: netip.AddrPortFrom(external, p.Number+shift)})
 	}
 	told := make(chan []string, 4)
-	l.co.home = &home{c: l.co, mapper: r, tell: func(lines []string) { told <- lines }}
+	l.co.home = &home{c: l.co, mapper: r, wake: make(chan struct{}, 1), tell: func(_ bool, lines []string) { told <- lines }}
 	return r, told
 }
 
@@ -63,11 +63,17 @@ func TestHome(t *testing.T) {
 	}
 	part := start(t, "a coordinator at home", l.co.Run)
 	r.changed <- struct{}{}
-	if lines := receive(t, "the verdict", told); len(lines) != 1 || !strings.HasPrefix(lines[0], "reachable: unknown: the router forwards 30.0.0.1:") {
+	if lines := receive(t, "the verdict", told); len(lines) != 2 || !strings.HasPrefix(lines[0], "reachable: unknown: the router forwards 30.0.0.1:") ||
+		!strings.HasPrefix(lines[1], "forwarded: UDP ") || !strings.Contains(lines[1], "TCP") {
+		t.Errorf("%q", lines)
+	}
+	l.co.home.reached.Store(true)
+	l.co.home.wake <- struct{}{}
+	if lines := receive(t, "what is new", told); len(lines) != 1 || !strings.HasPrefix(lines[0], "reachable: yes: 30.0.0.1:") {
 		t.Errorf("%q", lines)
 	}
 	var out bytes.Buffer
-	l.co.announceHome(&out, l.join, []string{"reachable: unknown"})
+	l.co.announceHome(&out, l.join, true, []string{"reachable: unknown"})
 	links := printed(t, out.String())["Internet"]
 	if len(links) != 1 || !slices.Equal(links[0].Addrs, []string{netip.AddrPortFrom(netip.MustParseAddr("30.0.0.1"), l.co.Addr().Port()+1000).String()}) ||
 		links[0].TLSPort != l.co.tlsPort()+1000 || links[0].STUNPort != l.co.stunPort()+1000 {
@@ -114,5 +120,67 @@ func TestWhoIsAtHome(t *testing.T) {
 	config := coordinatorConfig{PortMap: true, Public: []string{"mint.example.org"}}
 	if newHome(&coordinator{cfg: config, conn: l.co.conn}) != nil {
 		t.Error("a coordinator with a public name asks the router")
+	}
+}
+
+// What the router does not forward is said, with what it costs.
+func TestHomeForwardsSome(t *testing.T) {
+	t.Parallel()
+	ports := func(tcp, relay bool, numbers ...uint16) (out []homePort) {
+		for _, n := range numbers {
+			out = append(out, homePort{portmap.Port{Number: n, TCP: tcp}, relay})
+		}
+		return out
+	}
+	udp := append(ports(false, false, 4433, 3479, 3478), ports(false, true, 49160, 49161, 49162)...)
+	for _, tt := range []struct {
+		forwarded, missing []homePort
+		want               []string
+	}{
+		{append(ports(true, false, 443), udp...), nil, []string{"forwarded: UDP 3478-3479, 4433, 49160-49162 and TCP 443"}},
+		{udp, ports(true, false, 443), []string{"forwarded: UDP", "not forwarded: TCP 443, so nodes whose network blocks UDP cannot come in"}},
+		{
+			ports(false, false, 4433), append(ports(true, false, 443), udp[1:]...),
+			[]string{"forwarded: UDP 4433", "not forwarded: TCP 443, so", "not forwarded: UDP 3478-3479, so", "not forwarded: UDP 49160-49162, so nodes outside may not reach each other"},
+		},
+	} {
+		got := forwardedLines(tt.forwarded, tt.missing)
+		if !slices.EqualFunc(got, tt.want, strings.HasPrefix) {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+// Relayed addresses for peers outside are those that the router forwards.
+func TestHomeRelays(t *testing.T) {
+	t.Parallel()
+	l := newHomeLab(t)
+	l.co.cfg.TURN.PortMin, l.co.cfg.TURN.PortMax = 50000, 50099
+	ports := l.co.mappedRelays()
+	if len(ports) != homeRelays || ports[0].Number != 50000 || ports[11].Number != 50011 {
+		t.Errorf("relay ports %+v", ports)
+	}
+	if got := l.co.outsideRelays(); got.IP.IsValid() {
+		t.Errorf("without a router: %+v", got)
+	}
+	r, _ := atHome(l, netip.MustParseAddr("30.0.0.1"), 0)
+	l.co.home.relay = &fakeRouter{mappings: []portmap.Mapping{{Internal: 50003, External: at("30.0.0.1:60003")}}}
+	l.co.home.note()
+	if got := l.co.outsideRelays(); got.IP != netip.MustParseAddr("30.0.0.1") || len(got.Ports) != 1 || got.Ports[50003] != at("30.0.0.1:60003") {
+		t.Errorf("outside: %+v", got)
+	}
+	if forwarded, missing := l.co.home.sorted(); len(forwarded) != len(l.co.mappedPorts())+1 || len(missing) != homeRelays-1 {
+		t.Errorf("forwarded %v, missing %v", forwarded, missing)
+	}
+	for i := range r.mappings {
+		r.mappings[i].External = at("100.64.0.9:4433")
+	}
+	l.co.home.note()
+	if got := l.co.outsideRelays(); got.IP.IsValid() {
+		t.Errorf("behind a second NAT: %+v", got)
+	}
+	l.co.cfg.TURN.RelayIP = "203.0.113.7"
+	if ports := l.co.mappedRelays(); ports != nil {
+		t.Errorf("with relay_ip: %v", ports)
 	}
 }

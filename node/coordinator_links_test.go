@@ -158,21 +158,21 @@ func TestTLSPortThatIsTaken(t *testing.T) {
 }
 
 func TestReachable(t *testing.T) {
-	yes, no := func() bool { return true }, func() bool { return false }
-	never := func() bool { t.Error("a test that cannot succeed is made"); return false }
 	tests := []struct {
-		external netip.AddrPort
-		test     func() bool
-		want     string
+		external       netip.AddrPort
+		reached, leads bool
+		want           string
 	}{
-		{netip.AddrPort{}, never, "unknown: the router forwards no ports by itself (UPnP, NAT-PMP, PCP); forward UDP 4433"},
-		{at("100.64.3.2:4433"), never, "no: the router's own address 100.64.3.2 is not public"},
-		{at("192.168.0.2:4433"), never, "no: "},
-		{at("30.0.0.1:4433"), yes, "yes: 30.0.0.1:4433 leads here"},
-		{at("30.0.0.1:4433"), no, "unknown: the router forwards 30.0.0.1:4433"},
+		{netip.AddrPort{}, false, false, "unknown: the router forwards no ports by itself (UPnP, NAT-PMP, PCP); forward UDP 4433"},
+		{netip.AddrPort{}, true, false, "yes: a node came in from outside; set [coordinator] public"},
+		{at("100.64.3.2:4433"), false, false, "no: the router's own address 100.64.3.2 is not public"},
+		{at("192.168.0.2:4433"), false, false, "no: "},
+		{at("30.0.0.1:4433"), false, true, "yes: 30.0.0.1:4433 leads here, also from inside"},
+		{at("30.0.0.1:4433"), true, false, "yes: 30.0.0.1:4433 leads here, a node came in"},
+		{at("30.0.0.1:4433"), false, false, "unknown: the router forwards 30.0.0.1:4433"},
 	}
 	for _, tt := range tests {
-		if got := reachable(tt.external, "UDP 4433", tt.test); !strings.HasPrefix(got, tt.want) {
+		if got := reachable(tt.external, "UDP 4433", tt.reached, tt.leads); !strings.HasPrefix(got, tt.want) {
 			t.Errorf("%v: %s", tt.external, got)
 		}
 	}

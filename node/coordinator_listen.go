@@ -66,9 +66,12 @@ func (c *coordinator) startProbes() error {
 		cfg.Ports = [2]uint16{port, port + 1}
 	}
 	if c.probes, err = ice.StartProbes(cfg); err != nil {
+		hint := "choose another port with " + setting
+		if cfg.Shared { // the relay would find it taken, too
+			hint += " and the same with [coordinator.turn] listen"
+		}
 		return &Error{
-			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("cannot answer address probes on UDP %s: %v", c.cfg.STUN, err), Err: err,
-			Hint: "choose another port with " + setting,
+			Exit: ExitUsage, Code: "listen", Message: fmt.Sprintf("cannot answer address probes on UDP %s: %v", c.cfg.STUN, err), Err: err, Hint: hint,
 		}
 	}
 	return nil
@@ -81,7 +84,7 @@ const relaysPerNode = 64
 func (c *coordinator) startTURN() error {
 	cfg := ice.TURNConfig{
 		RelayIP: c.relayIP(), PortMin: c.cfg.TURN.PortMin, PortMax: c.cfg.TURN.PortMax, Realm: "mintai", Log: c.log,
-		PeersSpeakFirst: true, MaxPerNode: relaysPerNode, OnAllocated: c.allocated, Tap: c.cfg.hooks.relay,
+		PeersSpeakFirst: true, MaxPerNode: relaysPerNode, Outside: c.outsideRelays, OnAllocated: c.allocated, Tap: c.cfg.hooks.relay,
 	}
 	if c.probes != nil && c.cfg.TURN.Listen == c.cfg.STUN {
 		cfg.Conns = c.probes.Conns()

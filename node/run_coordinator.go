@@ -64,7 +64,7 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 	co.announce(std.Stdout, secret, status)
 	g := newGroup(ctx)
 	if co.home != nil {
-		co.home.tell = func(lines []string) { co.announceHome(std.Stdout, secret, lines) }
+		co.home.tell = func(link bool, lines []string) { co.announceHome(std.Stdout, secret, link, lines) }
 	}
 	g.start(co.Run)
 	g.start(status.Run)
