@@ -29,20 +29,38 @@ func TestLookReport(t *testing.T) {
 		want *Family
 	}{
 		{"nothing", []came{{to: first}, silence, {to: second}}, nil},
-		{"a cone", []came{{first, 0, a, first, long}, other, {second, 0, a, second, long}},
-			&Family{Mapping: EndpointIndependent, Filtering: AddressDependent, Observed: a}},
-		{"a closed cone", []came{{first, 0, a, first, long}, silence, {second, 0, a, second, long}},
-			&Family{Mapping: EndpointIndependent, Filtering: AddressAndPortDependent, Observed: a}},
-		{"too early to tell", []came{{first, 0, a, first, short}, silence, {second, 0, a, second, short}},
-			&Family{Mapping: EndpointIndependent, Observed: a}},
-		{"a symmetric NAT", []came{{first, 0, a, first, long}, silence, {second, 0, b, second, long}},
-			&Family{Mapping: AddressDependent, Doubtful: true, Filtering: AddressAndPortDependent, Observed: a}},
+		{
+			"a cone",
+			[]came{{first, 0, a, first, long}, other, {second, 0, a, second, long}},
+			&Family{Mapping: EndpointIndependent, Filtering: AddressDependent, Observed: a},
+		},
+		{
+			"a closed cone",
+			[]came{{first, 0, a, first, long}, silence, {second, 0, a, second, long}},
+			&Family{Mapping: EndpointIndependent, Filtering: AddressAndPortDependent, Observed: a},
+		},
+		{
+			"too early to tell",
+			[]came{{first, 0, a, first, short}, silence, {second, 0, a, second, short}},
+			&Family{Mapping: EndpointIndependent, Observed: a},
+		},
+		{
+			"a symmetric NAT",
+			[]came{{first, 0, a, first, long}, silence, {second, 0, b, second, long}},
+			&Family{Mapping: AddressDependent, Doubtful: true, Filtering: AddressAndPortDependent, Observed: a},
+		},
 		{"one address", []came{{first, 0, a, first, long}, silence}, &Family{Filtering: AddressAndPortDependent, Observed: a}},
-		{"a server that refuses", []came{{first, 0, a, first, long}, {to: first, change: ChangePort, ago: refused}, {second, 0, a, second, long}},
-			&Family{Mapping: EndpointIndependent, Observed: a}},
+		{
+			"a server that refuses",
+			[]came{{first, 0, a, first, long}, {to: first, change: ChangePort, ago: refused}, {second, 0, a, second, long}},
+			&Family{Mapping: EndpointIndependent, Observed: a},
+		},
 		{"the first is dead", []came{{to: first}, silence, {second, 0, a, second, long}}, &Family{Observed: a}},
-		{"no NAT", []came{{first, 0, loopback(socket).Addr, first, long}, other, {second, 0, loopback(socket).Addr, second, long}},
-			&Family{Mapping: EndpointIndependent, Filtering: AddressDependent, NoNAT: true, Observed: loopback(socket).Addr}},
+		{
+			"no NAT",
+			[]came{{first, 0, loopback(socket).Addr, first, long}, other, {second, 0, loopback(socket).Addr, second, long}},
+			&Family{Mapping: EndpointIndependent, Filtering: AddressDependent, NoNAT: true, Observed: loopback(socket).Addr},
+		},
 	} {
 		l := &Look{socket: socket}
 		now := time.Now()

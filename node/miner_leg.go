@@ -42,7 +42,7 @@ func (m *miner) openLeg(id identity.SessionID, lent *lentRelay, candidates []ice
 			}
 			return
 		}
-		leg.use(relay)
+		leg.use(relay) //nolint:contextcheck // permissions end with the relay
 		defer leg.close(relay)
 		if len(lent.urls) > 0 { // not the coordinator's: it does not know
 			_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{

@@ -21,15 +21,18 @@ func TestWhatACoordinatorElsewhereMayName(t *testing.T) {
 		{coordinatorAt{host: "coordinator.example", ip: netip.MustParseAddr("30.0.0.2")}, addrs("30.0.0.1:1", "192.168.1.1:53"), addrs("30.0.0.2:3478", "[2001:db8::2]:3478")},
 		{coordinatorAt{host: "coordinator.example", overTLS: true}, addrs("30.0.0.1:1", "192.168.1.1:53"), addrs("30.0.0.2:3478", "[2001:db8::2]:3478")},
 		{
-			coordinatorAt{host: "10.9.9.9", ip: netip.MustParseAddr("10.9.9.9")}, addrs("30.0.0.1:1", "192.168.1.1:53"),
+			coordinatorAt{host: "10.9.9.9", ip: netip.MustParseAddr("10.9.9.9")},
+			addrs("30.0.0.1:1", "192.168.1.1:53"),
 			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "192.168.1.1:53"),
 		},
 		{
-			coordinatorAt{host: "127.0.0.1", overTLS: true}, addrs("30.0.0.1:1", "127.0.0.1:6379", "[::1]:6379", "192.168.1.1:53"),
+			coordinatorAt{host: "127.0.0.1", overTLS: true},
+			addrs("30.0.0.1:1", "127.0.0.1:6379", "[::1]:6379", "192.168.1.1:53"),
 			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "127.0.0.1:6379", "[::1]:6379", "192.168.1.1:53"),
 		},
 		{
-			coordinatorAt{ip: netip.MustParseAddr("169.254.1.1")}, addrs("30.0.0.1:1", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53"),
+			coordinatorAt{ip: netip.MustParseAddr("169.254.1.1")},
+			addrs("30.0.0.1:1", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53"),
 			addrs("30.0.0.2:3478", "[2001:db8::2]:3478", "10.9.9.9:3478", "100.64.0.1:3478", "169.254.169.254:80", "[fe80::1]:9", "192.168.1.1:53"),
 		},
 	} {
