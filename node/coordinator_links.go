@@ -77,8 +77,11 @@ func (c *coordinator) announcePorts(p func(string, ...any), status *statusServer
 	if c.tls != nil {
 		p("              TCP %s (TLS: signaling and relay where UDP is blocked)", c.tls.Addr())
 	}
-	if c.tlsNote != "" {
-		p("              %s", c.tlsNote)
+	for _, note := range c.tlsNotes {
+		p("              %s", note)
+	}
+	if c.home != nil {
+		p("              UDP any free port, for seconds, while the router is asked (UPnP)")
 	}
 	if status != nil {
 		p("              TCP %s (/metrics, /healthz, /miners)", status.ln.Addr())

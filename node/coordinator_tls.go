@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"mintai/identity"
 	"mintai/signal"
@@ -31,13 +32,31 @@ func tlsOf(t TLSConfig, cache string) tlsSettings {
 	return out
 }
 
-// listenTLS opens the TCP port for signaling and relay. That a default port
-// cannot be had is no reason not to start.
-func (c *coordinator) listenTLS() error {
-	t := c.cfg.TLS
-	if t.Listen == "" {
+// acmePort is where certificate authorities look whether a name leads to whoever
+// asks for its certificate (RFC 8737 §3).
+const acmePort = 443
+
+// startTLS opens the TCP port for signaling and relay, and says what is not as
+// it should be there.
+func (c *coordinator) startTLS() error {
+	if c.cfg.TLS.Listen == "" {
 		return nil
 	}
+	if err := c.listenTLS(); err != nil {
+		return err
+	}
+	if port, names := c.tlsPort(), c.cfg.TLS.ACME; port != 0 && port != acmePort && len(names) > 0 {
+		c.tlsNotes = append(c.tlsNotes, fmt.Sprintf("ACME: no certificate for %s is issued or renewed unless TCP %d at that name leads to TCP %d here; "+
+			"nodes accept the self-signed one", strings.Join(names, ", "), acmePort, port))
+		c.log.Warn().Strs("names", names).Uint16("port", port).Msg("ACME: authorities ask at TCP 443 only, which is not ours: no certificate unless it leads here")
+	}
+	return nil
+}
+
+// listenTLS does without a default port that cannot be had: that is no reason not
+// to start.
+func (c *coordinator) listenTLS() error {
+	t := c.cfg.TLS
 	cfg := wss.ServerConfig{
 		Listen: t.Listen, CertFile: t.CertFile, KeyFile: t.KeyFile, ACMEDomains: t.ACME, ACMECache: t.ACMECache, Log: c.log,
 	}
@@ -56,9 +75,9 @@ func (c *coordinator) listenTLS() error {
 	cfg.Listen = t.Otherwise
 	if c.tls, err = wss.Listen(cfg); err != nil {
 		c.tls = nil
-		c.tlsNote = fmt.Sprintf("TCP %s and %s cannot be had here: nodes whose network blocks UDP stay out", t.Listen, t.Otherwise)
+		c.tlsNotes = append(c.tlsNotes, fmt.Sprintf("TCP %s and %s cannot be had here: nodes whose network blocks UDP stay out", t.Listen, t.Otherwise))
 	} else {
-		c.tlsNote = fmt.Sprintf("TCP %s cannot be had here (%v): strict networks may let nothing out to %s", t.Listen, taken.Err, t.Otherwise)
+		c.tlsNotes = append(c.tlsNotes, fmt.Sprintf("TCP %s cannot be had here (%v): strict networks may let nothing out to %s", t.Listen, taken.Err, t.Otherwise))
 	}
 	c.log.Warn().Err(taken).Str("listen", t.Listen).Str("instead", t.Otherwise).Bool("open", c.tls != nil).Msg("TLS: the default port cannot be had")
 	return nil
