@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/rs/zerolog"
 
@@ -55,10 +56,11 @@ func whereIs(st signal.Status, m membership) coordinatorAt {
 }
 
 // mayRelayAt reports whether a relayed address that the coordinator named may be
-// sent to: its own, or a public one.
+// sent to: its own, or a public one. One that answers on loopback has every
+// address of this machine.
 func (at coordinatorAt) mayRelayAt(relay netip.Addr) bool {
 	relay = relay.Unmap()
-	return relay == at.ip || isPublic(relay)
+	return relay == at.ip || isPublic(relay) || at.ip.IsLoopback() && slices.Contains(localAddrs(), relay)
 }
 
 // place is the coordinator's IP address as this node, and nobody else, knows it:

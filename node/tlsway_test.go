@@ -74,3 +74,34 @@ func TestRelaysOfOperatorsAreElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// A relayed address is the coordinator's own or a public one; a coordinator on
+// this machine has every address of it.
+func TestWhereMayRelaysBe(t *testing.T) {
+	own := localAddrs()
+	for _, a := range own {
+		if !(coordinatorAt{ip: netip.MustParseAddr("127.0.0.1")}).mayRelayAt(a) {
+			t.Errorf("%s of the coordinator here is refused", a)
+		}
+		if !isPublic(a) && (coordinatorAt{ip: netip.MustParseAddr("30.0.0.2")}).mayRelayAt(a) {
+			t.Errorf("%s of this machine is a relay of a coordinator elsewhere", a)
+		}
+	}
+	for _, tt := range []struct {
+		at, relay string
+		want      bool
+	}{
+		{"30.0.0.2", "30.0.0.2", true},
+		{"30.0.0.2", "30.0.0.9", true},
+		{"30.0.0.2", "::ffff:30.0.0.2", true},
+		{"10.9.9.9", "10.9.9.9", true},
+		{"10.9.9.9", "10.9.9.8", false},
+		{"30.0.0.2", "127.0.0.1", false},
+		{"127.0.0.1", "127.0.0.1", true},
+		{"127.0.0.1", "10.255.255.253", false},
+	} {
+		if got := (coordinatorAt{ip: netip.MustParseAddr(tt.at)}).mayRelayAt(netip.MustParseAddr(tt.relay)); got != tt.want {
+			t.Errorf("a coordinator at %s relays at %s: %v", tt.at, tt.relay, got)
+		}
+	}
+}
