@@ -11,7 +11,7 @@
 //	   ▲                               │                                          │
 //	   └── nobody answered, all refused: again after a while ◀──── refused, silent ┘
 //
-//	any ──ctx ended──▶ deleting (at most 300 ms) ──▶ done
+//	any ──ctx ended──▶ deleting (300 ms, or a little more) ──▶ done
 //
 // All protocols are tried at the same time, and a port is mapped by one of them
 // only: a mapping that a second protocol made as well would be a hole that

@@ -15,8 +15,9 @@ const (
 	addFor     = 5 * time.Second // one mapping: UPnP may take several requests
 
 	// removeFor is how long the end of a process waits for a router to answer
-	// that a mapping is deleted: UPnP takes two requests over TCP. PCP and NAT-PMP
-	// give up earlier, see removeTimes.
+	// that a mapping is deleted: UPnP takes two requests over TCP, and that long
+	// again for every two mappings more. PCP and NAT-PMP give up earlier, see
+	// removeTimes.
 	removeFor = 300 * time.Millisecond
 
 	// maxFails is how many renewals in a row may fail before the mapping counts as
@@ -26,8 +27,8 @@ const (
 
 // Run keeps the ports mapped until ctx ends and returns ctx's error, at once if
 // nothing was mapped. Else it deletes the mappings before, which takes one round
-// trip to the router as a rule, and 300 ms at most. Nothing that goes wrong with
-// routers ends it. It runs once.
+// trip to the router as a rule, and 300 ms at most for one or two. Nothing that
+// goes wrong with routers ends it. It runs once.
 func (m *Mapper) Run(ctx context.Context) error {
 	net := m.cfg.net.orReal()
 	var last string
@@ -198,21 +199,39 @@ func (s *session) renew(ctx context.Context) {
 	}
 }
 
-// forget deletes what the router has of ours, all at once.
+// forget deletes what the router has of ours: all at once, and over UPnP a few at
+// a time, for as long as they may need.
 func (s *session) forget(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeFor)
-	defer cancel()
 	s.m.publish(nil)
-	var jobs group
+	type entry struct {
+		r router
+		a ask
+	}
+	var entries []entry
+	slow := 0
 	for _, slot := range s.slots {
 		for r, a := range slot.left() {
-			jobs.Go(func() {
-				err := r.remove(ctx, a)
-				if err != nil && !errors.Is(err, ErrRefused) {
-					s.m.cfg.Log.Debug().Err(err).Uint16("port", a.port.Number).Str("protocol", string(r.protocol())).Msg("the port mapping stays until it expires")
-				}
-			})
+			entries = append(entries, entry{r, a})
+			if r.protocol() == UPnP {
+				slow++
+			}
 		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeFor*time.Duration(max(1, (slow+1)/2)))
+	defer cancel()
+	room := make(chan struct{}, upnpAtOnce)
+	var jobs group
+	for _, e := range entries {
+		jobs.Go(func() {
+			if e.r.protocol() == UPnP {
+				room <- struct{}{}
+				defer func() { <-room }()
+			}
+			err := e.r.remove(ctx, e.a)
+			if err != nil && !errors.Is(err, ErrRefused) {
+				s.m.cfg.Log.Debug().Err(err).Uint16("port", e.a.port.Number).Str("protocol", string(e.r.protocol())).Msg("the port mapping stays until it expires")
+			}
+		})
 	}
 	jobs.Wait()
 }

@@ -55,7 +55,10 @@ type crowded struct {
 	p    Protocol
 	now  atomic.Int64
 	most atomic.Int64
-	mu   sync.Mutex
+
+	removed atomic.Int64
+
+	mu sync.Mutex
 }
 
 func (r *crowded) protocol() Protocol { return r.p }
@@ -70,7 +73,20 @@ func (r *crowded) add(context.Context, ask) (Mapping, error) {
 	return Mapping{}, ErrRefused
 }
 
-func (r *crowded) remove(context.Context, ask) error { return nil }
+func (r *crowded) remove(ctx context.Context, _ ask) error {
+	now := r.now.Add(1)
+	defer r.now.Add(-1)
+	r.mu.Lock()
+	r.most.Store(max(r.most.Load(), now))
+	r.mu.Unlock()
+	select {
+	case <-time.After(400 * time.Millisecond):
+		r.removed.Add(1)
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 func TestUPnPIsAskedForAFewPortsAtATime(t *testing.T) {
 	for p, want := range map[Protocol]int64{PCP: 12, UPnP: upnpAtOnce} {
@@ -87,6 +103,23 @@ func TestUPnPIsAskedForAFewPortsAtATime(t *testing.T) {
 			}
 			if got := r.most.Load(); got != want {
 				t.Errorf("%s: %d at a time, want %d", p, got, want)
+			}
+		})
+	}
+}
+
+// Many mappings have more time to be deleted than one.
+func TestManyAreDeletedAFewAtATime(t *testing.T) {
+	for ports, want := range map[int]int64{1: 0, 12: 12} { // each takes longer than one may
+		synctest.Test(t, func(t *testing.T) {
+			r := &crowded{p: UPnP}
+			s := &session{m: New(Config{}), link: loopback}
+			for i := range ports {
+				s.slots = append(s.slots, &slot{router: r, ask: ask{port: Port{Number: uint16(5000 + i)}}})
+			}
+			s.forget(t.Context())
+			if r.removed.Load() != want || r.most.Load() > upnpAtOnce {
+				t.Errorf("of %d mappings %d deleted, %d at a time", ports, r.removed.Load(), r.most.Load())
 			}
 		})
 	}
