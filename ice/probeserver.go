@@ -210,7 +210,7 @@ func (p *ProbeServer) serve(s *probeSocket, b []byte, from net.Addr, dst netip.A
 		p.cfg.Tap(b)
 	}
 	src := addrPort(from)
-	if !p.requests.allow(src.Addr(), now) || !p.mayVerify(b, now) {
+	if !p.requests.answers(b, src.Addr(), now) || !p.mayVerify(b, now) {
 		p.counters.flood.Add(1)
 		return
 	}

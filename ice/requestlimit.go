@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/pion/stun"
 )
 
 const (
@@ -16,6 +18,10 @@ const (
 	// forges sources to flood a network forges all of its addresses.
 	requestsPerPrefix = 600
 	requestWindow     = time.Second
+	// maxUnsigned bounds what has no signature of any kind, from all sources
+	// together: half a core, at most. Nodes sign what they send; the credentials and
+	// the nonce for it come with the grant.
+	maxUnsigned = 8000
 	// requestBuckets is how finely sources are told apart. A flood from forged
 	// sources spreads over all of them: it takes 1.6 million requests a second to
 	// shut out somebody who shares a bucket with it.
@@ -35,6 +41,7 @@ type requestLimit struct {
 	seed     maphash.Seed
 	counts   [requestBuckets]uint16
 	prefixes [requestBuckets]uint16 // by the first address
+	unsigned int
 }
 
 // answered reports whether the server would answer the datagram: RFC 8489 §5,
@@ -52,6 +59,7 @@ func (l *requestLimit) allow(addr netip.Addr, now time.Time) bool {
 		l.window, l.seed = now, maphash.MakeSeed()
 		clear(l.counts[:])
 		clear(l.prefixes[:])
+		l.unsigned = 0
 	}
 	n := &l.counts[maphash.Comparable(l.seed, source)%requestBuckets]
 	of := &l.prefixes[maphash.Comparable(l.seed, prefix)%requestBuckets]
@@ -61,6 +69,20 @@ func (l *requestLimit) allow(addr netip.Addr, now time.Time) bool {
 	*n++
 	*of++
 	return true
+}
+
+// answers counts the request b from addr, if there is room for it.
+func (l *requestLimit) answers(b []byte, addr netip.Addr, now time.Time) bool {
+	if !l.allow(addr, now) {
+		return false
+	}
+	if attribute(b, stun.AttrMessageIntegrity) != nil || attribute(b, stun.AttrMessageIntegritySHA256) != nil || attribute(b, attrSignature) != nil {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unsigned++
+	return l.unsigned <= maxUnsigned
 }
 
 // limitedAs returns what a source is counted as: IPv4 by address and /24, IPv6

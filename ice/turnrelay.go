@@ -50,7 +50,7 @@ func (l *turnListener) ReadFrom(b []byte) (int, net.Addr, error) {
 			if tap := l.server.cfg.Tap; tap != nil {
 				tap(b[:n])
 			}
-			if answered(b[:n]) && !l.server.requests.allow(addrPort(from).Addr(), time.Now()) {
+			if answered(b[:n]) && !l.server.requests.answers(b[:n], addrPort(from).Addr(), time.Now()) {
 				l.server.counters.droppedFlood.Add(1)
 				failed = 0
 				continue

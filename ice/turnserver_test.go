@@ -386,6 +386,18 @@ func TestRequestLimit(t *testing.T) {
 		}
 	}
 	request := stunv4.MustBuild(stunv4.TransactionID, stunv4.BindingRequest).Raw
+	signed, _ := SignProbe(newKey(t), newKey(t).ID(), 0, now)
+	var flooded requestLimit
+	unsigned := 0
+	for i := range 20_000 {
+		forged := netip.AddrFrom4([4]byte{byte(i), byte(i >> 8), byte(i >> 16), 1})
+		if flooded.answers(request, forged, now) {
+			unsigned++
+		}
+	}
+	if unsigned != maxUnsigned || !flooded.answers(signed, a, now) {
+		t.Errorf("%d requests without a signature are answered in a second, want %d; and signed ones", unsigned, maxUnsigned)
+	}
 	send := stunv4.MustBuild(stunv4.TransactionID, stunv4.NewType(stunv4.MethodSend, stunv4.ClassIndication)).Raw
 	if !answered(request) || answered(send) || answered([]byte{0x40, 0, 0, 0}) || answered(nil) {
 		t.Error("requests are not told from what is never answered")
