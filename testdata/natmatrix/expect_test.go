@@ -81,7 +81,7 @@ func TestExpect(t *testing.T) {
 		{"a=sym,b=sym-pp", "both-nats-hard", 11 * r},
 		{"a=cgnat-sym,b=none-fw", "client-nat-hard", 11 * r},
 		{"a=dual,b=adm-apdf", "miner-nat-hard", 11 * r},
-		{"a=sym,b=upnp", "port-mapping", 5 * r},
+		{"a=sym,b=upnp", "port-mapping", 6 * r},
 		{"a=upnp,b=eim-adf", "nat-traversed port-mapping", 5 * r},
 		{"a=upnp,b=ipv6-only", "no-common-family", 11 * r},
 		{"a=ipv6-only,b=sym", "no-common-family", 11 * r},
