@@ -21,6 +21,9 @@ type peerView struct {
 	told       []netip.AddrPort // what of it means the same to the other end
 	candidates []*signalpb.Candidate
 	local      bool // admitted as the coordinator's own user
+	// beside are the addresses at which one on this machine comes to the relay
+	// here, other than where it was seen.
+	beside []netip.AddrPort
 }
 
 // outlook is what the coordinator foresees and allows for a pair.
@@ -315,7 +318,11 @@ func (p *peerView) expected(o outlook, relay bool) []netip.AddrPort {
 		out = append(out, p.told...)
 	}
 	if relay {
-		for _, a := range p.proven {
+		seen := p.proven
+		if !slices.Contains(p.told, p.observed) { // the other end is not on this machine too
+			seen = append(slices.Clone(p.beside), seen...)
+		}
+		for _, a := range seen {
 			if !slices.Contains(out, a) {
 				out = append(out, a)
 			}

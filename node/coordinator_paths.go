@@ -89,6 +89,13 @@ func (c *coordinator) look(p *signal.Peer, candidates []*signalpb.Candidate, sai
 		c.proved(v.id, v.observed, now)
 	}
 	v.proven = c.view.Proven(v.id, now)
+	if !v.overTLS && v.observed.Addr().IsLoopback() {
+		for _, own := range c.ownAddrs() {
+			if own.Is4() == v.observed.Addr().Is4() && len(v.beside) < maxProven {
+				v.beside = append(v.beside, netip.AddrPortFrom(own, v.observed.Port()))
+			}
+		}
+	}
 	seen := [2]*ice.Family{c.view.Family(v.id, false, now), c.view.Family(v.id, true, now)}
 	v.network = readNetwork(seen, said, candidates, v.proven, v.overTLS)
 	return v
@@ -286,9 +293,9 @@ func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o
 			forMiner = c.operatorRelay(s)
 		}
 	case c.turn != nil:
-		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: c.relayable(miner.proven, miner.observed.Addr()), Expires: s.expires})
+		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: append(c.relayable(miner.proven, miner.observed.Addr()), miner.beside...), Expires: s.expires})
 		if o.legs {
-			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: c.relayable(client.proven, client.observed.Addr()), Expires: s.expires})
+			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: append(c.relayable(client.proven, client.observed.Addr()), client.beside...), Expires: s.expires})
 		}
 	}
 	return forClient, forMiner

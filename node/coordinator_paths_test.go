@@ -313,3 +313,20 @@ func TestForgedSourcesAreNotRelayedTo(t *testing.T) {
 		}
 	}
 }
+
+// A miner on the coordinator's machine is seen on loopback and comes to the relay
+// from another address of it: the leg of a client elsewhere must know that from
+// the start, not only once the miner has proven it.
+func TestTheRelayKnowsWhoIsBesideIt(t *testing.T) {
+	beside := peerView{observed: at("127.0.0.1:5000"), proven: addrs("127.0.0.1:5000"), beside: addrs("192.168.1.2:5000")}
+	if got := beside.expected(outlook{hidden: true}, true); !slices.Equal(got, addrs("192.168.1.2:5000", "127.0.0.1:5000")) {
+		t.Errorf("to a client elsewhere: %v", got)
+	}
+	if got := beside.expected(outlook{hidden: true}, false); len(got) != 0 {
+		t.Errorf("without a relay: %v", got)
+	}
+	beside.told = beside.proven
+	if got := beside.expected(outlook{}, true); !slices.Equal(got, addrs("127.0.0.1:5000")) {
+		t.Errorf("to a client beside it: %v", got)
+	}
+}
