@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # A coordinator at home: in the NAT laboratory it runs at host a, behind a router
 # with a real miniupnpd and its usual rule (nothing below 1024), without any
-# configuration. What it says of its reach must be true; its Internet link must work
-# from outside, direct and relayed, for a miner behind another NAT and for those
-# in its own LAN and on its own machine; and the router must be as it was once it has ended.
+# configuration at first, then with TLS on a port that the router forwards. What it
+# says of its reach must be true; its Internet link must work from outside, direct and
+# relayed, for a miner behind another NAT and for those in its own LAN and on its own
+# machine; and the router must be as it was once it has ended.
 # Root on Linux; jq, iproute2, nftables, miniupnpd.
 . "$(dirname "$0")/lib.sh"
 
@@ -12,7 +13,7 @@ need jq ip nft miniupnpd
 prepare mintai natlab
 cd "$WORK"
 export NATLAB_LAB=h$$
-mkdir server neighbour guest stranger
+mkdir server neighbour guest stranger blocked
 printf '[client]\nrelay = "always"\n' >always.toml
 
 # at HOST: AT runs a command there; n is a second machine in a's LAN.
@@ -62,14 +63,15 @@ rules() { "$NATLAB" exec natA -- nft list ruleset | grep -cE 'dnat.*192\.168\.1\
 none_left() { [ "$(rules)" = 0 ]; }
 DIRECT='.path.kind | IN("host", "srflx", "prflx", "mapped")'
 
-visit() { # KIND of the miner's NAT
-  local kind=$1 miner lan own
+visit() { # KIND of the miner's NAT, the coordinator's ARGS...
+  local kind=$1 miner lan own tls=443
+  [ $# = 1 ] || tls=4443
   rm -rf server box && mkdir server box
   must "$kind: the laboratory is up" "$NATLAB" up --a upnp --b "$kind" --rtt 20 --bind-pid $$
   must "$kind: with a neighbour" neighbour_up
   # shellcheck disable=SC2034 # of lib.sh
   PREFIX=("$NATLAB" exec a --)
-  must "$kind: a coordinator starts at home" start_coordinator "$WORK/server"
+  must "$kind: a coordinator starts at home" start_coordinator "$WORK/server" "${@:2}"
   must "$kind: the router forwards its ports" await 5 printed Internet
   LINK=$(printed Internet)
   check "$kind: the link leads to the router" eval '[[ $LINK = mintai://30.0.0.1:4433/* ]]'
@@ -81,8 +83,15 @@ visit() { # KIND of the miner's NAT
   miner=$PID
   must "$kind: a miner elsewhere comes in" await 20 sees pub stranger demo "$LINK"
   must "$kind: it is reachable, and says so" await 5 has coordinator.out "reachable: yes"
-  check "$kind: what is forwarded is said" await 10 has coordinator.out "forwarded: UDP 3478-3479, 4433, 49160-49171"
-  check "$kind: and what is not" has coordinator.out "not forwarded: TCP 443,"
+  check "$kind: what is forwarded is said" await 10 has coordinator.out "  forwarded: UDP 3478-3479, 4433, 49160-49171"
+  check "$kind: the link carries TCP $tls" eval '[[ $LINK = *[?\&]tls=$tls* ]]'
+  if [ "$tls" = 443 ]; then
+    check "$kind: TCP 443 is not forwarded, and that is said" has coordinator.out "not forwarded: TCP 443,"
+  else
+    check "$kind: TCP $tls is forwarded as well" has coordinator.out " and TCP $tls"
+    ask blocked pub blocked demo@far-box -join "${LINK/:4433/:4444}"
+    check "$kind: and leads to the coordinator where no UDP does" code 0
+  fi
 
   ask direct pub stranger demo@far-box -join "$LINK"
   check "$kind: an answer, outside to outside" code 0
@@ -92,7 +101,7 @@ visit() { # KIND of the miner's NAT
   check "$kind: relayed" json relayed '.path.kind == "relay-udp"'
   ask inside n guest demo@far-box -join "$(printed LAN)" -config "$WORK/always.toml"
   check "$kind: inside to outside by the relay" code 0
-  check "$kind: relayed too" json inside '.path.kind == "relay-udp"'
+  check "$kind: relayed too" json inside '.path.kind | startswith("relay")'
 
   join lan.toml lan-box "$(printed LAN)"
   as "$WORK/neighbour" "$MINTAI" -mode miner -config lan.toml
@@ -128,5 +137,6 @@ visit() { # KIND of the miner's NAT
 
 trap leave EXIT
 visit eim-apdf
-visit sym
+printf '[coordinator.tls]\nlisten = ":4443"\n' >tls.toml
+visit sym -config "$WORK/tls.toml"
 finish
