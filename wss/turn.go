@@ -1,8 +1,10 @@
 package wss
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -65,7 +67,23 @@ func (h *handover) Addr() net.Addr { return h.addr }
 type turnConn struct {
 	net.Conn
 	conn  *serverConn
-	heard bool // only the reader touches it
+	heard bool         // only the reader touches it
+	until atomic.Int64 // the reader's own deadline, Unix nanoseconds; 0: none
+}
+
+// SetReadDeadline bounds reading further than this connection does by itself.
+func (c *turnConn) SetReadDeadline(t time.Time) error {
+	until := int64(0)
+	if !t.IsZero() {
+		until = t.UnixNano()
+	}
+	c.until.Store(until)
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetDeadline bounds reading and writing.
+func (c *turnConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // Admit says that the client is known, so that the connection keeps its place
@@ -81,7 +99,11 @@ func (c *turnConn) Read(b []byte) (int, error) {
 	if c.heard {
 		wait = turnIdle
 	}
-	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+	deadline := time.Now().Add(wait)
+	if until := c.until.Load(); until != 0 && until < deadline.UnixNano() {
+		deadline = time.Unix(0, until)
+	}
+	if err := c.Conn.SetReadDeadline(deadline); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Read(b)
