@@ -35,7 +35,8 @@ neighbour_up() {
 # shellcheck disable=SC2329 # by trap
 leave() {
   local code=$?
-  ip netns del "$NEIGHBOUR" 2>/dev/null
+  set +e
+  ip netns del "$NEIGHBOUR" 2>/dev/null # it may be gone
   (exit "$code")
   cleanup
 }
