@@ -88,6 +88,7 @@ const (
 	PublicAddress Reason = 3 // one side can be reached by everybody
 	PortMapping   Reason = 4 // a router forwards a port
 	NATTraversed  Reason = 5
+	PortsProbed   Reason = 6 // a NAT that maps per destination, by probing many ports
 
 	BothNATsHard       Reason = 10 // both NATs map per destination
 	ClientNATHard      Reason = 11 // the client's maps per destination, the miner's filters by port
@@ -108,6 +109,7 @@ var reasonCodes = map[Reason]string{
 	PublicAddress:      "public-address",
 	PortMapping:        "port-mapping",
 	NATTraversed:       "nat-traversed",
+	PortsProbed:        "ports-probed",
 	BothNATsHard:       "both-nats-hard",
 	ClientNATHard:      "client-nat-hard",
 	MinerNATHard:       "miner-nat-hard",

@@ -20,6 +20,8 @@ func reasonText(r ice.Reason, miner string) string {
 		return "port mapping"
 	case ice.NATTraversed:
 		return "NAT traversed"
+	case ice.PortsProbed:
+		return "NAT traversed by probing ports"
 	case ice.BothNATsHard:
 		return "both NATs map per destination"
 	case ice.ClientNATHard:

@@ -61,6 +61,10 @@ func samples() []*signalpb.Envelope {
 		{Message: &signalpb.Envelope_Renewed{Renewed: &signalpb.Renewed{Session: id, ExpiresUnixMs: 1 << 41}}},
 		{Message: &signalpb.Envelope_SessionEnd{SessionEnd: &signalpb.SessionEnd{Session: id, Reason: "done"}}},
 		{Message: &signalpb.Envelope_PeerSeen{PeerSeen: &signalpb.PeerSeen{Session: id, Address: addrs[1]}}},
+		{Message: &signalpb.Envelope_PathRequest{PathRequest: &signalpb.PathRequest{
+			Nonce: id, Session: id, Path: 1, Cause: signalpb.PathCause_PATH_CAUSE_UPGRADE, Network: network, Candidates: candidates, Probing: true,
+		}}},
+		{Message: &signalpb.Envelope_ProbePorts{ProbePorts: &signalpb.ProbePorts{Session: id, Path: 1, Ports: []uint32{1, 65535}}}},
 		{Message: &signalpb.Envelope_Goodbye{Goodbye: &signalpb.Goodbye{Reason: "stopping"}}},
 	}
 }

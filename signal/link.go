@@ -271,7 +271,8 @@ func (n *Node) read(l *link) error {
 			continue
 		case *signalpb.Envelope_LeaseAck:
 			n.observe(l, m.LeaseAck.GetObserved())
-		case *signalpb.Envelope_Offer, *signalpb.Envelope_Candidates, *signalpb.Envelope_SessionEnd, *signalpb.Envelope_Renewed:
+		case *signalpb.Envelope_Offer, *signalpb.Envelope_Candidates, *signalpb.Envelope_SessionEnd, *signalpb.Envelope_Renewed,
+			*signalpb.Envelope_ProbePorts:
 		default:
 			l.abort(CloseBadMessage, nil)
 			return fmt.Errorf("%w: unexpected %T", ErrMalformed, m)

@@ -36,6 +36,7 @@ type Deadlines struct {
 	Welcome    time.Duration // from there to the Welcome; 5 s
 	Match      time.Duration // for the first answer to Match or Models; 5 s
 	Stale      time.Duration // without any packet after a request: connect anew; 1.5 s
+	PathStale  time.Duration // the same for a request for another path, which is more urgent; 600 ms
 	Stagger    time.Duration // head start of an address before the next is tried too (RFC 8305 §5); 250 ms
 	Fallback   time.Duration // head start of UDP before the way over TLS is tried too; 100 ms
 	Retry      time.Duration // while connected over TLS, between two tries of UDP, ± a quarter; 60 s
@@ -53,6 +54,7 @@ func (d Deadlines) withDefaults() Deadlines {
 	set(&d.Welcome, 5*time.Second)
 	set(&d.Match, 5*time.Second)
 	set(&d.Stale, 1500*time.Millisecond)
+	set(&d.PathStale, 600*time.Millisecond)
 	set(&d.Stagger, 250*time.Millisecond)
 	set(&d.Fallback, 100*time.Millisecond)
 	set(&d.Retry, time.Minute)

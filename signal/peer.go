@@ -367,8 +367,8 @@ func (p *Peer) dispatch(ctx context.Context, env *signalpb.Envelope) error {
 	}
 	p.calls.Lock()
 	defer p.calls.Unlock()
-	if request != nil {
-		k := keyOf(p.node, request.GetNonce())
+	if nonce := requestNonce(env); nonce != nil {
+		k := keyOf(p.node, nonce)
 		answer, fresh := p.server.replies.begin(k, p, time.Now())
 		if !fresh {
 			p.server.counters.repeated.Add(1)
@@ -383,6 +383,18 @@ func (p *Peer) dispatch(ctx context.Context, env *signalpb.Envelope) error {
 		}
 	}
 	p.server.cfg.Handler.Message(p, env)
+	return nil
+}
+
+// requestNonce is the nonce of a request that is answered once; nil for other
+// messages.
+func requestNonce(env *signalpb.Envelope) []byte {
+	switch m := env.GetMessage().(type) {
+	case *signalpb.Envelope_MatchRequest:
+		return m.MatchRequest.GetNonce()
+	case *signalpb.Envelope_PathRequest:
+		return m.PathRequest.GetNonce()
+	}
 	return nil
 }
 
@@ -411,11 +423,12 @@ func (p *Peer) early(k nonceKey) bool {
 // mayCome says which messages a role sends after its Hello.
 func mayCome(role signalpb.Role, env *signalpb.Envelope) bool {
 	switch env.GetMessage().(type) {
-	case *signalpb.Envelope_MatchRequest, *signalpb.Envelope_Renew, *signalpb.Envelope_SessionEnd:
+	case *signalpb.Envelope_MatchRequest, *signalpb.Envelope_PathRequest, *signalpb.Envelope_Renew, *signalpb.Envelope_SessionEnd:
 		return role == signalpb.Role_ROLE_CLIENT
 	case *signalpb.Envelope_Lease, *signalpb.Envelope_Taken, *signalpb.Envelope_Decline:
 		return role == signalpb.Role_ROLE_MINER
-	case *signalpb.Envelope_TunnelStatus, *signalpb.Envelope_Receipt, *signalpb.Envelope_ModelsRequest, *signalpb.Envelope_PeerSeen:
+	case *signalpb.Envelope_TunnelStatus, *signalpb.Envelope_Receipt, *signalpb.Envelope_ModelsRequest, *signalpb.Envelope_PeerSeen,
+		*signalpb.Envelope_ProbePorts:
 		return true
 	case *signalpb.Envelope_Candidates:
 		return len(env.GetCandidates().GetProven()) == 0 // what is proven the coordinator says

@@ -1,6 +1,7 @@
 package signal
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -83,7 +84,8 @@ func (m *Matching) Close() { m.node.drop(m.request) }
 type request struct {
 	nonce   [nonceSize]byte
 	env     *signalpb.Envelope
-	early   bool // may be sent in 0-RTT
+	early   bool          // may be sent in 0-RTT
+	stale   time.Duration // 0: Deadlines.Stale
 	answers chan Update
 
 	// Guarded by Node.mu.
@@ -116,6 +118,38 @@ func (n *Node) Match(ctx context.Context, req *signalpb.MatchRequest) (*Matching
 	return &Matching{Grant: first.Grant, node: n, request: r}, nil
 }
 
+// Path asks for another path for a session. The answer is a Grant of the same
+// session. It is sent again like a match, but never in 0-RTT, and a connection
+// on which nothing at all comes for Deadlines.PathStale is given up for it.
+func (n *Node) Path(ctx context.Context, req *signalpb.PathRequest) (*Matching, error) {
+	req = proto.CloneOf(req)
+	r := newRequest(req.GetNonce(), false)
+	r.stale = n.cfg.Deadlines.PathStale
+	req.Nonce = r.nonce[:]
+	r.env = &signalpb.Envelope{Message: &signalpb.Envelope_PathRequest{PathRequest: req}}
+	if err := Validate(r.env); err != nil {
+		return nil, err
+	}
+	first, err := n.await(ctx, r)
+	if err != nil {
+		n.drop(r)
+		return nil, err
+	}
+	return &Matching{Grant: first.Grant, node: n, request: r}, nil
+}
+
+// Heard counts the packets of the present connection to the coordinator; 0 when
+// there is none. A count that stays while messages are sent means that nobody
+// acknowledges them.
+func (n *Node) Heard() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.status.Connected {
+		return 0
+	}
+	return n.link.conn.ConnectionStats().PacketsReceived
+}
+
 // Models asks what is offered, by whom. The errors are those of Match.
 func (n *Node) Models(ctx context.Context) (*signalpb.Models, error) {
 	r := newRequest(nil, false)
@@ -145,7 +179,7 @@ func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 	if err := n.add(r); err != nil {
 		return Update{}, err
 	}
-	stale := time.NewTicker(n.cfg.Deadlines.Stale)
+	stale := time.NewTicker(cmp.Or(r.stale, n.cfg.Deadlines.Stale))
 	defer stale.Stop()
 	for {
 		select {

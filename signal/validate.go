@@ -24,6 +24,8 @@ const (
 	MaxURLs       = 8   // of a relay
 	MaxAddresses  = 16  // of STUN in a Welcome; proven, in one message
 	MaxNonce      = 128 // bytes of a relay's nonce
+	MaxMoreRelays = 1   // beside the first, in a Grant
+	MaxProbePorts = 512 // in ProbePorts
 	proofSize     = 32  // HMAC-SHA256
 	maxTokens     = 1 << 30
 )
@@ -98,6 +100,10 @@ func validate(env *signalpb.Envelope) error {
 		return first(id16("session_end.session", m.SessionEnd.GetSession()), text("session_end.reason", m.SessionEnd.GetReason(), MaxText))
 	case *signalpb.Envelope_PeerSeen:
 		return first(id16("peer_seen.session", m.PeerSeen.GetSession()), address("peer_seen.address", m.PeerSeen.GetAddress()))
+	case *signalpb.Envelope_PathRequest:
+		return checkPathRequest(m.PathRequest)
+	case *signalpb.Envelope_ProbePorts:
+		return checkProbePorts(m.ProbePorts)
 	case *signalpb.Envelope_Goodbye:
 		return text("goodbye.reason", m.Goodbye.GetReason(), MaxText)
 	default:
@@ -143,7 +149,50 @@ func checkGrant(g *signalpb.Grant) error {
 		duration("grant.head_start_ms", g.GetHeadStartMs()), checkICE("grant.ice", g.GetIce()),
 		candidates("grant.candidates", g.GetCandidates()), checkRelay("grant.relay", g.GetRelay()),
 		expected("grant", g.GetExpect(), g.GetExpectReason()), addresses("grant.proven", g.GetProven()),
-		behavior("grant.miner_mapping", g.GetMinerMapping()))
+		behavior("grant.miner_mapping", g.GetMinerMapping()), relays("grant.more_relays", g.GetMoreRelays()),
+		checkProbing("grant.probing", g.GetProbing()))
+}
+
+func checkPathRequest(p *signalpb.PathRequest) error {
+	if c := p.GetCause(); c < signalpb.PathCause_PATH_CAUSE_LOST || c > signalpb.PathCause_PATH_CAUSE_UPGRADE {
+		return &FieldError{"path_request.cause", "unknown"}
+	}
+	if p.GetPath() == 0 {
+		return &FieldError{"path_request.path", "the first path comes with the match"}
+	}
+	return first(id16("path_request.nonce", p.GetNonce()), id16("path_request.session", p.GetSession()),
+		checkNetwork("path_request.network", p.GetNetwork()), candidates("path_request.candidates", p.GetCandidates()))
+}
+
+func checkProbePorts(p *signalpb.ProbePorts) error {
+	if err := first(id16("probe_ports.session", p.GetSession()), count("probe_ports.ports", len(p.GetPorts()), MaxProbePorts)); err != nil {
+		return err
+	}
+	for _, port := range p.GetPorts() {
+		if port == 0 || port > math.MaxUint16 {
+			return &FieldError{"probe_ports.ports", "not a port"}
+		}
+	}
+	return nil
+}
+
+func checkProbing(field string, p *signalpb.HardNATProbing) error {
+	if p == nil {
+		return nil
+	}
+	return first(address(field+".target", p.GetTarget()), duration(field+".proven_ms_ago", p.GetProvenMsAgo()))
+}
+
+func relays(field string, rs []*signalpb.Relay) error {
+	if err := count(field, len(rs), MaxMoreRelays); err != nil {
+		return err
+	}
+	for _, r := range rs {
+		if err := checkRelay(field, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func checkNoMatch(n *signalpb.NoMatch) error {
@@ -170,7 +219,7 @@ func checkOffer(o *signalpb.Offer) error {
 		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()), duration("offer.lifetime_ms", o.GetLifetimeMs()),
 		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()),
 		checkRelay("offer.relay", o.GetRelay()), expected("offer", o.GetExpect(), o.GetExpectReason()),
-		addresses("offer.proven", o.GetProven()))
+		addresses("offer.proven", o.GetProven()), checkProbing("offer.probing", o.GetProbing()))
 }
 
 func checkLease(l *signalpb.Lease) error {

@@ -248,6 +248,7 @@ const (
 	PathReason_PATH_REASON_PUBLIC_ADDRESS       PathReason = 3
 	PathReason_PATH_REASON_PORT_MAPPING         PathReason = 4
 	PathReason_PATH_REASON_NAT_TRAVERSED        PathReason = 5
+	PathReason_PATH_REASON_PORTS_PROBED         PathReason = 6  // a NAT that maps per destination was traversed by probing many ports
 	PathReason_PATH_REASON_BOTH_NATS_HARD       PathReason = 10 // both NATs map per destination
 	PathReason_PATH_REASON_CLIENT_NAT_HARD      PathReason = 11 // the client's maps per destination, the miner's filters by port
 	PathReason_PATH_REASON_MINER_NAT_HARD       PathReason = 12 // the other way round
@@ -270,6 +271,7 @@ var (
 		3:  "PATH_REASON_PUBLIC_ADDRESS",
 		4:  "PATH_REASON_PORT_MAPPING",
 		5:  "PATH_REASON_NAT_TRAVERSED",
+		6:  "PATH_REASON_PORTS_PROBED",
 		10: "PATH_REASON_BOTH_NATS_HARD",
 		11: "PATH_REASON_CLIENT_NAT_HARD",
 		12: "PATH_REASON_MINER_NAT_HARD",
@@ -289,6 +291,7 @@ var (
 		"PATH_REASON_PUBLIC_ADDRESS":       3,
 		"PATH_REASON_PORT_MAPPING":         4,
 		"PATH_REASON_NAT_TRAVERSED":        5,
+		"PATH_REASON_PORTS_PROBED":         6,
 		"PATH_REASON_BOTH_NATS_HARD":       10,
 		"PATH_REASON_CLIENT_NAT_HARD":      11,
 		"PATH_REASON_MINER_NAT_HARD":       12,
@@ -449,6 +452,59 @@ func (CandidateKind) EnumDescriptor() ([]byte, []int) {
 	return file_signal_proto_rawDescGZIP(), []int{6}
 }
 
+// PathCause says why another path is looked for.
+type PathCause int32
+
+const (
+	PathCause_PATH_CAUSE_UNSPECIFIED PathCause = 0
+	PathCause_PATH_CAUSE_LOST        PathCause = 1 // nothing comes over the one that there was
+	PathCause_PATH_CAUSE_MOVED       PathCause = 2 // this node's network has changed
+	PathCause_PATH_CAUSE_UPGRADE     PathCause = 3 // the present one is relayed
+)
+
+// Enum value maps for PathCause.
+var (
+	PathCause_name = map[int32]string{
+		0: "PATH_CAUSE_UNSPECIFIED",
+		1: "PATH_CAUSE_LOST",
+		2: "PATH_CAUSE_MOVED",
+		3: "PATH_CAUSE_UPGRADE",
+	}
+	PathCause_value = map[string]int32{
+		"PATH_CAUSE_UNSPECIFIED": 0,
+		"PATH_CAUSE_LOST":        1,
+		"PATH_CAUSE_MOVED":       2,
+		"PATH_CAUSE_UPGRADE":     3,
+	}
+)
+
+func (x PathCause) Enum() *PathCause {
+	p := new(PathCause)
+	*p = x
+	return p
+}
+
+func (x PathCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_signal_proto_enumTypes[7].Descriptor()
+}
+
+func (PathCause) Type() protoreflect.EnumType {
+	return &file_signal_proto_enumTypes[7]
+}
+
+func (x PathCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathCause.Descriptor instead.
+func (PathCause) EnumDescriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{7}
+}
+
 type NoMatchCode int32
 
 const (
@@ -458,6 +514,8 @@ const (
 	NoMatchCode_NO_MATCH_NO_SERVER   NoMatchCode = 3 // a miner is connected but runs no AI server
 	NoMatchCode_NO_MATCH_BUSY        NoMatchCode = 4 // all declined
 	NoMatchCode_NO_MATCH_BAD_REQUEST NoMatchCode = 5
+	NoMatchCode_NO_MATCH_NO_SESSION  NoMatchCode = 6 // to a PathRequest: no such session is known here
+	NoMatchCode_NO_MATCH_MINER_GONE  NoMatchCode = 7 // to a PathRequest: its miner is away, or does not know it
 )
 
 // Enum value maps for NoMatchCode.
@@ -469,6 +527,8 @@ var (
 		3: "NO_MATCH_NO_SERVER",
 		4: "NO_MATCH_BUSY",
 		5: "NO_MATCH_BAD_REQUEST",
+		6: "NO_MATCH_NO_SESSION",
+		7: "NO_MATCH_MINER_GONE",
 	}
 	NoMatchCode_value = map[string]int32{
 		"NO_MATCH_UNSPECIFIED": 0,
@@ -477,6 +537,8 @@ var (
 		"NO_MATCH_NO_SERVER":   3,
 		"NO_MATCH_BUSY":        4,
 		"NO_MATCH_BAD_REQUEST": 5,
+		"NO_MATCH_NO_SESSION":  6,
+		"NO_MATCH_MINER_GONE":  7,
 	}
 )
 
@@ -491,11 +553,11 @@ func (x NoMatchCode) String() string {
 }
 
 func (NoMatchCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[7].Descriptor()
+	return file_signal_proto_enumTypes[8].Descriptor()
 }
 
 func (NoMatchCode) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[7]
+	return &file_signal_proto_enumTypes[8]
 }
 
 func (x NoMatchCode) Number() protoreflect.EnumNumber {
@@ -504,7 +566,7 @@ func (x NoMatchCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NoMatchCode.Descriptor instead.
 func (NoMatchCode) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{7}
+	return file_signal_proto_rawDescGZIP(), []int{8}
 }
 
 type TunnelState int32
@@ -546,11 +608,11 @@ func (x TunnelState) String() string {
 }
 
 func (TunnelState) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[8].Descriptor()
+	return file_signal_proto_enumTypes[9].Descriptor()
 }
 
 func (TunnelState) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[8]
+	return &file_signal_proto_enumTypes[9]
 }
 
 func (x TunnelState) Number() protoreflect.EnumNumber {
@@ -559,7 +621,7 @@ func (x TunnelState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TunnelState.Descriptor instead.
 func (TunnelState) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{8}
+	return file_signal_proto_rawDescGZIP(), []int{9}
 }
 
 type Outcome int32
@@ -613,11 +675,11 @@ func (x Outcome) String() string {
 }
 
 func (Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_signal_proto_enumTypes[9].Descriptor()
+	return file_signal_proto_enumTypes[10].Descriptor()
 }
 
 func (Outcome) Type() protoreflect.EnumType {
-	return &file_signal_proto_enumTypes[9]
+	return &file_signal_proto_enumTypes[10]
 }
 
 func (x Outcome) Number() protoreflect.EnumNumber {
@@ -626,7 +688,7 @@ func (x Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome.Descriptor instead.
 func (Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{9}
+	return file_signal_proto_rawDescGZIP(), []int{10}
 }
 
 type Envelope struct {
@@ -654,6 +716,8 @@ type Envelope struct {
 	//	*Envelope_SessionEnd
 	//	*Envelope_Goodbye
 	//	*Envelope_PeerSeen
+	//	*Envelope_PathRequest
+	//	*Envelope_ProbePorts
 	Message       isEnvelope_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -885,6 +949,24 @@ func (x *Envelope) GetPeerSeen() *PeerSeen {
 	return nil
 }
 
+func (x *Envelope) GetPathRequest() *PathRequest {
+	if x != nil {
+		if x, ok := x.Message.(*Envelope_PathRequest); ok {
+			return x.PathRequest
+		}
+	}
+	return nil
+}
+
+func (x *Envelope) GetProbePorts() *ProbePorts {
+	if x != nil {
+		if x, ok := x.Message.(*Envelope_ProbePorts); ok {
+			return x.ProbePorts
+		}
+	}
+	return nil
+}
+
 type isEnvelope_Message interface {
 	isEnvelope_Message()
 }
@@ -973,6 +1055,14 @@ type Envelope_PeerSeen struct {
 	PeerSeen *PeerSeen `protobuf:"bytes,21,opt,name=peer_seen,json=peerSeen,proto3,oneof"`
 }
 
+type Envelope_PathRequest struct {
+	PathRequest *PathRequest `protobuf:"bytes,22,opt,name=path_request,json=pathRequest,proto3,oneof"`
+}
+
+type Envelope_ProbePorts struct {
+	ProbePorts *ProbePorts `protobuf:"bytes,23,opt,name=probe_ports,json=probePorts,proto3,oneof"`
+}
+
 func (*Envelope_Hello) isEnvelope_Message() {}
 
 func (*Envelope_Welcome) isEnvelope_Message() {}
@@ -1014,6 +1104,10 @@ func (*Envelope_SessionEnd) isEnvelope_Message() {}
 func (*Envelope_Goodbye) isEnvelope_Message() {}
 
 func (*Envelope_PeerSeen) isEnvelope_Message() {}
+
+func (*Envelope_PathRequest) isEnvelope_Message() {}
+
+func (*Envelope_ProbePorts) isEnvelope_Message() {}
 
 // Hello is the first message of a node, idempotent, safe in 0-RTT.
 type Hello struct {
@@ -1196,12 +1290,13 @@ func (x *FamilyNetwork) GetMapped() *Address {
 // Network is what a node says of its own network. It decides how soon the relay
 // starts and nothing else.
 type Network struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Families      []*FamilyNetwork       `protobuf:"bytes,1,rep,name=families,proto3" json:"families,omitempty"`                            // at most one of each
-	UdpBlocked    bool                   `protobuf:"varint,2,opt,name=udp_blocked,json=udpBlocked,proto3" json:"udp_blocked,omitempty"`     // signaling came up over TLS, and nothing over UDP
-	Relay         RelayMode              `protobuf:"varint,3,opt,name=relay,proto3,enum=mintai.signal.v1.RelayMode" json:"relay,omitempty"` // the owner's setting
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Families       []*FamilyNetwork       `protobuf:"bytes,1,rep,name=families,proto3" json:"families,omitempty"`                                      // at most one of each
+	UdpBlocked     bool                   `protobuf:"varint,2,opt,name=udp_blocked,json=udpBlocked,proto3" json:"udp_blocked,omitempty"`               // signaling came up over TLS, and nothing over UDP
+	Relay          RelayMode              `protobuf:"varint,3,opt,name=relay,proto3,enum=mintai.signal.v1.RelayMode" json:"relay,omitempty"`           // the owner's setting
+	HardNatProbing bool                   `protobuf:"varint,4,opt,name=hard_nat_probing,json=hardNatProbing,proto3" json:"hard_nat_probing,omitempty"` // this node takes part in it
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Network) Reset() {
@@ -1253,6 +1348,13 @@ func (x *Network) GetRelay() RelayMode {
 		return x.Relay
 	}
 	return RelayMode_RELAY_MODE_AUTO
+}
+
+func (x *Network) GetHardNatProbing() bool {
+	if x != nil {
+		return x.HardNatProbing
+	}
+	return false
 }
 
 // Welcome answers an admitted Hello.
@@ -1900,6 +2002,9 @@ type Grant struct {
 	Near            bool                   `protobuf:"varint,19,opt,name=near,proto3" json:"near,omitempty"`                                                                      // both share a public address or a principal: private addresses may be tried
 	MinerMapping    Behavior               `protobuf:"varint,20,opt,name=miner_mapping,json=minerMapping,proto3,enum=mintai.signal.v1.Behavior" json:"miner_mapping,omitempty"`   // of the NAT before the first of the candidates
 	MinerUdpBlocked bool                   `protobuf:"varint,21,opt,name=miner_udp_blocked,json=minerUdpBlocked,proto3" json:"miner_udp_blocked,omitempty"`                       // it is reached through a relay of its own
+	Path            uint32                 `protobuf:"varint,22,opt,name=path,proto3" json:"path,omitempty"`                                                                      // 0: the session's first; else as in the PathRequest that this answers
+	MoreRelays      []*Relay               `protobuf:"bytes,23,rep,name=more_relays,json=moreRelays,proto3" json:"more_relays,omitempty"`                                         // others than relay, the next best first, at most one
+	Probing         *HardNATProbing        `protobuf:"bytes,24,opt,name=probing,proto3" json:"probing,omitempty"`                                                                 // absent: none
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2081,6 +2186,247 @@ func (x *Grant) GetMinerUdpBlocked() bool {
 	return false
 }
 
+func (x *Grant) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
+func (x *Grant) GetMoreRelays() []*Relay {
+	if x != nil {
+		return x.MoreRelays
+	}
+	return nil
+}
+
+func (x *Grant) GetProbing() *HardNATProbing {
+	if x != nil {
+		return x.Probing
+	}
+	return nil
+}
+
+// HardNATProbing asks both ends of a path to find each other by many ports: the
+// receiver of hard opens many sockets, whose NAT maps each to a port of its own,
+// and the other end sends to many ports.
+type HardNATProbing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hard          bool                   `protobuf:"varint,1,opt,name=hard,proto3" json:"hard,omitempty"`                                    // the receiver's NAT maps per destination; else its peer's does
+	Target        *Address               `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`                                 // of the peer; its port counts only if hard
+	ProvenMsAgo   int64                  `protobuf:"varint,3,opt,name=proven_ms_ago,json=provenMsAgo,proto3" json:"proven_ms_ago,omitempty"` // how old the newest authenticated packet from target's IP address is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HardNATProbing) Reset() {
+	*x = HardNATProbing{}
+	mi := &file_signal_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HardNATProbing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HardNATProbing) ProtoMessage() {}
+
+func (x *HardNATProbing) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HardNATProbing.ProtoReflect.Descriptor instead.
+func (*HardNATProbing) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HardNATProbing) GetHard() bool {
+	if x != nil {
+		return x.Hard
+	}
+	return false
+}
+
+func (x *HardNATProbing) GetTarget() *Address {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *HardNATProbing) GetProvenMsAgo() int64 {
+	if x != nil {
+		return x.ProvenMsAgo
+	}
+	return 0
+}
+
+// PathRequest asks for another path for a session that the client has. It is
+// answered like a MatchRequest: by a Grant of the same session, while the miner
+// gets an Offer, or by a NoMatch.
+type PathRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 16 random bytes
+	Session       []byte                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Path          uint32                 `protobuf:"varint,3,opt,name=path,proto3" json:"path,omitempty"` // from 1, higher than each before in this session
+	Cause         PathCause              `protobuf:"varint,4,opt,name=cause,proto3,enum=mintai.signal.v1.PathCause" json:"cause,omitempty"`
+	Network       *Network               `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // as in a MatchRequest
+	Candidates    []*Candidate           `protobuf:"bytes,6,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Probing       bool                   `protobuf:"varint,7,opt,name=probing,proto3" json:"probing,omitempty"` // hard-NAT probing is wanted, where it can help
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathRequest) Reset() {
+	*x = PathRequest{}
+	mi := &file_signal_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathRequest) ProtoMessage() {}
+
+func (x *PathRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathRequest.ProtoReflect.Descriptor instead.
+func (*PathRequest) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PathRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *PathRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *PathRequest) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
+func (x *PathRequest) GetCause() PathCause {
+	if x != nil {
+		return x.Cause
+	}
+	return PathCause_PATH_CAUSE_UNSPECIFIED
+}
+
+func (x *PathRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *PathRequest) GetCandidates() []*Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *PathRequest) GetProbing() bool {
+	if x != nil {
+		return x.Probing
+	}
+	return false
+}
+
+// ProbePorts names ports that the sender's NAT will likely choose for its
+// sockets. The coordinator passes it to the session's other end.
+type ProbePorts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Path          uint32                 `protobuf:"varint,2,opt,name=path,proto3" json:"path,omitempty"`
+	Ports         []uint32               `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"` // the likeliest first, at most 512
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbePorts) Reset() {
+	*x = ProbePorts{}
+	mi := &file_signal_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbePorts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbePorts) ProtoMessage() {}
+
+func (x *ProbePorts) ProtoReflect() protoreflect.Message {
+	mi := &file_signal_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbePorts.ProtoReflect.Descriptor instead.
+func (*ProbePorts) Descriptor() ([]byte, []int) {
+	return file_signal_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProbePorts) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *ProbePorts) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
+func (x *ProbePorts) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type FilterStep struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // "do not offer qwen3:8b"
@@ -2091,7 +2437,7 @@ type FilterStep struct {
 
 func (x *FilterStep) Reset() {
 	*x = FilterStep{}
-	mi := &file_signal_proto_msgTypes[13]
+	mi := &file_signal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2449,7 @@ func (x *FilterStep) String() string {
 func (*FilterStep) ProtoMessage() {}
 
 func (x *FilterStep) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[13]
+	mi := &file_signal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2462,7 @@ func (x *FilterStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilterStep.ProtoReflect.Descriptor instead.
 func (*FilterStep) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{13}
+	return file_signal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FilterStep) GetReason() string {
@@ -2147,7 +2493,7 @@ type NoMatch struct {
 
 func (x *NoMatch) Reset() {
 	*x = NoMatch{}
-	mi := &file_signal_proto_msgTypes[14]
+	mi := &file_signal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2505,7 @@ func (x *NoMatch) String() string {
 func (*NoMatch) ProtoMessage() {}
 
 func (x *NoMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[14]
+	mi := &file_signal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2518,7 @@ func (x *NoMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoMatch.ProtoReflect.Descriptor instead.
 func (*NoMatch) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{14}
+	return file_signal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NoMatch) GetNonce() []byte {
@@ -2234,13 +2580,15 @@ type Offer struct {
 	ExpectReason  PathReason             `protobuf:"varint,12,opt,name=expect_reason,json=expectReason,proto3,enum=mintai.signal.v1.PathReason" json:"expect_reason,omitempty"`
 	Proven        []*Address             `protobuf:"bytes,13,rep,name=proven,proto3" json:"proven,omitempty"` // the client's, as in Grant
 	Near          bool                   `protobuf:"varint,14,opt,name=near,proto3" json:"near,omitempty"`
+	Path          uint32                 `protobuf:"varint,15,opt,name=path,proto3" json:"path,omitempty"` // as in Grant; the miner must know the session if it is not 0
+	Probing       *HardNATProbing        `protobuf:"bytes,16,opt,name=probing,proto3" json:"probing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_signal_proto_msgTypes[15]
+	mi := &file_signal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2600,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[15]
+	mi := &file_signal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2613,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{15}
+	return file_signal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Offer) GetSession() []byte {
@@ -2366,16 +2714,31 @@ func (x *Offer) GetNear() bool {
 	return false
 }
 
+func (x *Offer) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
+func (x *Offer) GetProbing() *HardNATProbing {
+	if x != nil {
+		return x.Probing
+	}
+	return nil
+}
+
 type Taken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Path          uint32                 `protobuf:"varint,2,opt,name=path,proto3" json:"path,omitempty"` // as in the Offer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Taken) Reset() {
 	*x = Taken{}
-	mi := &file_signal_proto_msgTypes[16]
+	mi := &file_signal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2750,7 @@ func (x *Taken) String() string {
 func (*Taken) ProtoMessage() {}
 
 func (x *Taken) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[16]
+	mi := &file_signal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2763,7 @@ func (x *Taken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taken.ProtoReflect.Descriptor instead.
 func (*Taken) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{16}
+	return file_signal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Taken) GetSession() []byte {
@@ -2410,18 +2773,26 @@ func (x *Taken) GetSession() []byte {
 	return nil
 }
 
+func (x *Taken) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
 type Decline struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // "busy", "draining", "model gone"
 	RetryAfterMs  int64                  `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
+	Path          uint32                 `protobuf:"varint,4,opt,name=path,proto3" json:"path,omitempty"` // as in the Offer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Decline) Reset() {
 	*x = Decline{}
-	mi := &file_signal_proto_msgTypes[17]
+	mi := &file_signal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2804,7 @@ func (x *Decline) String() string {
 func (*Decline) ProtoMessage() {}
 
 func (x *Decline) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[17]
+	mi := &file_signal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2817,7 @@ func (x *Decline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decline.ProtoReflect.Descriptor instead.
 func (*Decline) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{17}
+	return file_signal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Decline) GetSession() []byte {
@@ -2470,6 +2841,13 @@ func (x *Decline) GetRetryAfterMs() int64 {
 	return 0
 }
 
+func (x *Decline) GetPath() uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return 0
+}
+
 // Candidates are trickled through the coordinator (RFC 8838), which adds who
 // sent them. Relayed addresses of its own relay the coordinator tells by itself.
 type Candidates struct {
@@ -2483,7 +2861,7 @@ type Candidates struct {
 
 func (x *Candidates) Reset() {
 	*x = Candidates{}
-	mi := &file_signal_proto_msgTypes[18]
+	mi := &file_signal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2873,7 @@ func (x *Candidates) String() string {
 func (*Candidates) ProtoMessage() {}
 
 func (x *Candidates) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[18]
+	mi := &file_signal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2886,7 @@ func (x *Candidates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidates.ProtoReflect.Descriptor instead.
 func (*Candidates) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{18}
+	return file_signal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Candidates) GetSession() []byte {
@@ -2544,7 +2922,7 @@ type PeerSeen struct {
 
 func (x *PeerSeen) Reset() {
 	*x = PeerSeen{}
-	mi := &file_signal_proto_msgTypes[19]
+	mi := &file_signal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2934,7 @@ func (x *PeerSeen) String() string {
 func (*PeerSeen) ProtoMessage() {}
 
 func (x *PeerSeen) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[19]
+	mi := &file_signal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2947,7 @@ func (x *PeerSeen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerSeen.ProtoReflect.Descriptor instead.
 func (*PeerSeen) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{19}
+	return file_signal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PeerSeen) GetSession() []byte {
@@ -2605,7 +2983,7 @@ type OfferedModel struct {
 
 func (x *OfferedModel) Reset() {
 	*x = OfferedModel{}
-	mi := &file_signal_proto_msgTypes[20]
+	mi := &file_signal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2995,7 @@ func (x *OfferedModel) String() string {
 func (*OfferedModel) ProtoMessage() {}
 
 func (x *OfferedModel) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[20]
+	mi := &file_signal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +3008,7 @@ func (x *OfferedModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OfferedModel.ProtoReflect.Descriptor instead.
 func (*OfferedModel) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{20}
+	return file_signal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OfferedModel) GetName() string {
@@ -2728,7 +3106,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_signal_proto_msgTypes[21]
+	mi := &file_signal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +3118,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[21]
+	mi := &file_signal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +3131,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{21}
+	return file_signal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Lease) GetSequence() uint64 {
@@ -2829,7 +3207,7 @@ type LeaseAck struct {
 
 func (x *LeaseAck) Reset() {
 	*x = LeaseAck{}
-	mi := &file_signal_proto_msgTypes[22]
+	mi := &file_signal_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +3219,7 @@ func (x *LeaseAck) String() string {
 func (*LeaseAck) ProtoMessage() {}
 
 func (x *LeaseAck) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[22]
+	mi := &file_signal_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +3232,7 @@ func (x *LeaseAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseAck.ProtoReflect.Descriptor instead.
 func (*LeaseAck) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{22}
+	return file_signal_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LeaseAck) GetSequence() uint64 {
@@ -2889,7 +3267,7 @@ type TunnelStatus struct {
 
 func (x *TunnelStatus) Reset() {
 	*x = TunnelStatus{}
-	mi := &file_signal_proto_msgTypes[23]
+	mi := &file_signal_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3279,7 @@ func (x *TunnelStatus) String() string {
 func (*TunnelStatus) ProtoMessage() {}
 
 func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[23]
+	mi := &file_signal_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3292,7 @@ func (x *TunnelStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatus.ProtoReflect.Descriptor instead.
 func (*TunnelStatus) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{23}
+	return file_signal_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TunnelStatus) GetSession() []byte {
@@ -3006,7 +3384,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_signal_proto_msgTypes[24]
+	mi := &file_signal_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3396,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[24]
+	mi := &file_signal_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3409,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{24}
+	return file_signal_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Receipt) GetSession() []byte {
@@ -3113,7 +3491,7 @@ type ModelsRequest struct {
 
 func (x *ModelsRequest) Reset() {
 	*x = ModelsRequest{}
-	mi := &file_signal_proto_msgTypes[25]
+	mi := &file_signal_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +3503,7 @@ func (x *ModelsRequest) String() string {
 func (*ModelsRequest) ProtoMessage() {}
 
 func (x *ModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[25]
+	mi := &file_signal_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3138,7 +3516,7 @@ func (x *ModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelsRequest.ProtoReflect.Descriptor instead.
 func (*ModelsRequest) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{25}
+	return file_signal_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ModelsRequest) GetNonce() []byte {
@@ -3162,7 +3540,7 @@ type ModelOffer struct {
 
 func (x *ModelOffer) Reset() {
 	*x = ModelOffer{}
-	mi := &file_signal_proto_msgTypes[26]
+	mi := &file_signal_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3552,7 @@ func (x *ModelOffer) String() string {
 func (*ModelOffer) ProtoMessage() {}
 
 func (x *ModelOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[26]
+	mi := &file_signal_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3565,7 @@ func (x *ModelOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelOffer.ProtoReflect.Descriptor instead.
 func (*ModelOffer) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{26}
+	return file_signal_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ModelOffer) GetModel() *OfferedModel {
@@ -3243,7 +3621,7 @@ type Models struct {
 
 func (x *Models) Reset() {
 	*x = Models{}
-	mi := &file_signal_proto_msgTypes[27]
+	mi := &file_signal_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3633,7 @@ func (x *Models) String() string {
 func (*Models) ProtoMessage() {}
 
 func (x *Models) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[27]
+	mi := &file_signal_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3646,7 @@ func (x *Models) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Models.ProtoReflect.Descriptor instead.
 func (*Models) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{27}
+	return file_signal_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Models) GetNonce() []byte {
@@ -3301,7 +3679,7 @@ type Renew struct {
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_signal_proto_msgTypes[28]
+	mi := &file_signal_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3691,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[28]
+	mi := &file_signal_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3704,7 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{28}
+	return file_signal_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Renew) GetSession() []byte {
@@ -3347,7 +3725,7 @@ type Renewed struct {
 
 func (x *Renewed) Reset() {
 	*x = Renewed{}
-	mi := &file_signal_proto_msgTypes[29]
+	mi := &file_signal_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3737,7 @@ func (x *Renewed) String() string {
 func (*Renewed) ProtoMessage() {}
 
 func (x *Renewed) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[29]
+	mi := &file_signal_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3750,7 @@ func (x *Renewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
 func (*Renewed) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{29}
+	return file_signal_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Renewed) GetSession() []byte {
@@ -3407,7 +3785,7 @@ type SessionEnd struct {
 
 func (x *SessionEnd) Reset() {
 	*x = SessionEnd{}
-	mi := &file_signal_proto_msgTypes[30]
+	mi := &file_signal_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3797,7 @@ func (x *SessionEnd) String() string {
 func (*SessionEnd) ProtoMessage() {}
 
 func (x *SessionEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[30]
+	mi := &file_signal_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3810,7 @@ func (x *SessionEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionEnd.ProtoReflect.Descriptor instead.
 func (*SessionEnd) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{30}
+	return file_signal_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SessionEnd) GetSession() []byte {
@@ -3458,7 +3836,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_signal_proto_msgTypes[31]
+	mi := &file_signal_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3848,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_signal_proto_msgTypes[31]
+	mi := &file_signal_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3861,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_signal_proto_rawDescGZIP(), []int{31}
+	return file_signal_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -3497,7 +3875,8 @@ var File_signal_proto protoreflect.FileDescriptor
 
 const file_signal_proto_rawDesc = "" +
 	"\n" +
-	"\fsignal.proto\x12\x10mintai.signal.v1\"\xc0\t\n" +
+	"\fsignal.proto\x12\x10mintai.signal.v1\"\xc5\n" +
+	"\n" +
 	"\bEnvelope\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.mintai.signal.v1.HelloH\x00R\x05hello\x125\n" +
 	"\awelcome\x18\x02 \x01(\v2\x19.mintai.signal.v1.WelcomeH\x00R\awelcome\x125\n" +
@@ -3523,7 +3902,10 @@ const file_signal_proto_rawDesc = "" +
 	"\vsession_end\x18\x13 \x01(\v2\x1c.mintai.signal.v1.SessionEndH\x00R\n" +
 	"sessionEnd\x125\n" +
 	"\agoodbye\x18\x14 \x01(\v2\x19.mintai.signal.v1.GoodbyeH\x00R\agoodbye\x129\n" +
-	"\tpeer_seen\x18\x15 \x01(\v2\x1a.mintai.signal.v1.PeerSeenH\x00R\bpeerSeenB\t\n" +
+	"\tpeer_seen\x18\x15 \x01(\v2\x1a.mintai.signal.v1.PeerSeenH\x00R\bpeerSeen\x12B\n" +
+	"\fpath_request\x18\x16 \x01(\v2\x1d.mintai.signal.v1.PathRequestH\x00R\vpathRequest\x12?\n" +
+	"\vprobe_ports\x18\x17 \x01(\v2\x1c.mintai.signal.v1.ProbePortsH\x00R\n" +
+	"probePortsB\t\n" +
 	"\amessage\"\x93\x02\n" +
 	"\x05Hello\x12*\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x16.mintai.signal.v1.RoleR\x04role\x12\x12\n" +
@@ -3543,12 +3925,13 @@ const file_signal_proto_rawDesc = "" +
 	"\tfiltering\x18\x03 \x01(\x0e2\x1a.mintai.signal.v1.BehaviorR\tfiltering\x12\x1a\n" +
 	"\bdoubtful\x18\x04 \x01(\bR\bdoubtful\x12\x15\n" +
 	"\x06no_nat\x18\x05 \x01(\bR\x05noNat\x121\n" +
-	"\x06mapped\x18\x06 \x01(\v2\x19.mintai.signal.v1.AddressR\x06mapped\"\x9a\x01\n" +
+	"\x06mapped\x18\x06 \x01(\v2\x19.mintai.signal.v1.AddressR\x06mapped\"\xc4\x01\n" +
 	"\aNetwork\x12;\n" +
 	"\bfamilies\x18\x01 \x03(\v2\x1f.mintai.signal.v1.FamilyNetworkR\bfamilies\x12\x1f\n" +
 	"\vudp_blocked\x18\x02 \x01(\bR\n" +
 	"udpBlocked\x121\n" +
-	"\x05relay\x18\x03 \x01(\x0e2\x1b.mintai.signal.v1.RelayModeR\x05relay\"\xe7\x01\n" +
+	"\x05relay\x18\x03 \x01(\x0e2\x1b.mintai.signal.v1.RelayModeR\x05relay\x12(\n" +
+	"\x10hard_nat_probing\x18\x04 \x01(\bR\x0ehardNatProbing\"\xe7\x01\n" +
 	"\aWelcome\x125\n" +
 	"\bobserved\x18\x01 \x01(\v2\x19.mintai.signal.v1.AddressR\bobserved\x12\x1f\n" +
 	"\vadmitted_as\x18\x02 \x01(\tR\n" +
@@ -3604,7 +3987,7 @@ const file_signal_proto_rawDesc = "" +
 	"\x05realm\x18\x05 \x01(\tR\x05realm\x12\x12\n" +
 	"\x04port\x18\x06 \x01(\rR\x04port\x12\x14\n" +
 	"\x05nonce\x18\a \x01(\tR\x05nonce\x12\x19\n" +
-	"\btls_port\x18\b \x01(\rR\atlsPort\"\x91\x06\n" +
+	"\btls_port\x18\b \x01(\rR\atlsPort\"\x9b\a\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12\x14\n" +
@@ -3631,7 +4014,30 @@ const file_signal_proto_rawDesc = "" +
 	"\x06proven\x18\x12 \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\x12\x12\n" +
 	"\x04near\x18\x13 \x01(\bR\x04near\x12?\n" +
 	"\rminer_mapping\x18\x14 \x01(\x0e2\x1a.mintai.signal.v1.BehaviorR\fminerMapping\x12*\n" +
-	"\x11miner_udp_blocked\x18\x15 \x01(\bR\x0fminerUdpBlocked\">\n" +
+	"\x11miner_udp_blocked\x18\x15 \x01(\bR\x0fminerUdpBlocked\x12\x12\n" +
+	"\x04path\x18\x16 \x01(\rR\x04path\x128\n" +
+	"\vmore_relays\x18\x17 \x03(\v2\x17.mintai.signal.v1.RelayR\n" +
+	"moreRelays\x12:\n" +
+	"\aprobing\x18\x18 \x01(\v2 .mintai.signal.v1.HardNATProbingR\aprobing\"{\n" +
+	"\x0eHardNATProbing\x12\x12\n" +
+	"\x04hard\x18\x01 \x01(\bR\x04hard\x121\n" +
+	"\x06target\x18\x02 \x01(\v2\x19.mintai.signal.v1.AddressR\x06target\x12\"\n" +
+	"\rproven_ms_ago\x18\x03 \x01(\x03R\vprovenMsAgo\"\x90\x02\n" +
+	"\vPathRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
+	"\asession\x18\x02 \x01(\fR\asession\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\rR\x04path\x121\n" +
+	"\x05cause\x18\x04 \x01(\x0e2\x1b.mintai.signal.v1.PathCauseR\x05cause\x123\n" +
+	"\anetwork\x18\x05 \x01(\v2\x19.mintai.signal.v1.NetworkR\anetwork\x12;\n" +
+	"\n" +
+	"candidates\x18\x06 \x03(\v2\x1b.mintai.signal.v1.CandidateR\n" +
+	"candidates\x12\x18\n" +
+	"\aprobing\x18\a \x01(\bR\aprobing\"P\n" +
+	"\n" +
+	"ProbePorts\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\rR\x04path\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\">\n" +
 	"\n" +
 	"FilterStep\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
@@ -3642,7 +4048,7 @@ const file_signal_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x126\n" +
 	"\afilters\x18\x04 \x03(\v2\x1c.mintai.signal.v1.FilterStepR\afilters\x12\x18\n" +
 	"\aoffered\x18\x05 \x03(\tR\aoffered\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\x9f\x04\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\xef\x04\n" +
 	"\x05Offer\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\fR\x06client\x12\x14\n" +
@@ -3661,13 +4067,17 @@ const file_signal_proto_rawDesc = "" +
 	"\x06expect\x18\v \x01(\x0e2\x1d.mintai.signal.v1.ExpectationR\x06expect\x12A\n" +
 	"\rexpect_reason\x18\f \x01(\x0e2\x1c.mintai.signal.v1.PathReasonR\fexpectReason\x121\n" +
 	"\x06proven\x18\r \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\x12\x12\n" +
-	"\x04near\x18\x0e \x01(\bR\x04near\"!\n" +
+	"\x04near\x18\x0e \x01(\bR\x04near\x12\x12\n" +
+	"\x04path\x18\x0f \x01(\rR\x04path\x12:\n" +
+	"\aprobing\x18\x10 \x01(\v2 .mintai.signal.v1.HardNATProbingR\aprobing\"5\n" +
 	"\x05Taken\x12\x18\n" +
-	"\asession\x18\x01 \x01(\fR\asession\"a\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\rR\x04path\"u\n" +
 	"\aDecline\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\"\x96\x01\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\rR\x04path\"\x96\x01\n" +
 	"\n" +
 	"Candidates\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12;\n" +
@@ -3781,7 +4191,7 @@ const file_signal_proto_rawDesc = "" +
 	"\vExpectation\x12\x18\n" +
 	"\x14EXPECTATION_DOUBTFUL\x10\x00\x12\x16\n" +
 	"\x12EXPECTATION_DIRECT\x10\x01\x12\x15\n" +
-	"\x11EXPECTATION_RELAY\x10\x02*\xb2\x04\n" +
+	"\x11EXPECTATION_RELAY\x10\x02*\xd0\x04\n" +
 	"\n" +
 	"PathReason\x12\x1b\n" +
 	"\x17PATH_REASON_UNSPECIFIED\x10\x00\x12\x1c\n" +
@@ -3789,7 +4199,8 @@ const file_signal_proto_rawDesc = "" +
 	"\x18PATH_REASON_SAME_NETWORK\x10\x02\x12\x1e\n" +
 	"\x1aPATH_REASON_PUBLIC_ADDRESS\x10\x03\x12\x1c\n" +
 	"\x18PATH_REASON_PORT_MAPPING\x10\x04\x12\x1d\n" +
-	"\x19PATH_REASON_NAT_TRAVERSED\x10\x05\x12\x1e\n" +
+	"\x19PATH_REASON_NAT_TRAVERSED\x10\x05\x12\x1c\n" +
+	"\x18PATH_REASON_PORTS_PROBED\x10\x06\x12\x1e\n" +
 	"\x1aPATH_REASON_BOTH_NATS_HARD\x10\n" +
 	"\x12\x1f\n" +
 	"\x1bPATH_REASON_CLIENT_NAT_HARD\x10\v\x12\x1e\n" +
@@ -3816,14 +4227,21 @@ const file_signal_proto_rawDesc = "" +
 	"\x0fCANDIDATE_SRFLX\x10\x02\x12\x13\n" +
 	"\x0fCANDIDATE_PRFLX\x10\x03\x12\x14\n" +
 	"\x10CANDIDATE_MAPPED\x10\x04\x12\x13\n" +
-	"\x0fCANDIDATE_RELAY\x10\x05*\x9a\x01\n" +
+	"\x0fCANDIDATE_RELAY\x10\x05*j\n" +
+	"\tPathCause\x12\x1a\n" +
+	"\x16PATH_CAUSE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPATH_CAUSE_LOST\x10\x01\x12\x14\n" +
+	"\x10PATH_CAUSE_MOVED\x10\x02\x12\x16\n" +
+	"\x12PATH_CAUSE_UPGRADE\x10\x03*\xcc\x01\n" +
 	"\vNoMatchCode\x12\x18\n" +
 	"\x14NO_MATCH_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NO_MATCH_NO_MINER\x10\x01\x12\x15\n" +
 	"\x11NO_MATCH_FILTERED\x10\x02\x12\x16\n" +
 	"\x12NO_MATCH_NO_SERVER\x10\x03\x12\x11\n" +
 	"\rNO_MATCH_BUSY\x10\x04\x12\x18\n" +
-	"\x14NO_MATCH_BAD_REQUEST\x10\x05*q\n" +
+	"\x14NO_MATCH_BAD_REQUEST\x10\x05\x12\x17\n" +
+	"\x13NO_MATCH_NO_SESSION\x10\x06\x12\x17\n" +
+	"\x13NO_MATCH_MINER_GONE\x10\a*q\n" +
 	"\vTunnelState\x12\x16\n" +
 	"\x12TUNNEL_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11TUNNEL_CONNECTING\x10\x01\x12\r\n" +
@@ -3854,122 +4272,135 @@ func file_signal_proto_rawDescGZIP() []byte {
 	return file_signal_proto_rawDescData
 }
 
-var file_signal_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_signal_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_signal_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_signal_proto_goTypes = []any{
-	(Role)(0),             // 0: mintai.signal.v1.Role
-	(Behavior)(0),         // 1: mintai.signal.v1.Behavior
-	(RelayMode)(0),        // 2: mintai.signal.v1.RelayMode
-	(Expectation)(0),      // 3: mintai.signal.v1.Expectation
-	(PathReason)(0),       // 4: mintai.signal.v1.PathReason
-	(RefusalCode)(0),      // 5: mintai.signal.v1.RefusalCode
-	(CandidateKind)(0),    // 6: mintai.signal.v1.CandidateKind
-	(NoMatchCode)(0),      // 7: mintai.signal.v1.NoMatchCode
-	(TunnelState)(0),      // 8: mintai.signal.v1.TunnelState
-	(Outcome)(0),          // 9: mintai.signal.v1.Outcome
-	(*Envelope)(nil),      // 10: mintai.signal.v1.Envelope
-	(*Hello)(nil),         // 11: mintai.signal.v1.Hello
-	(*FamilyNetwork)(nil), // 12: mintai.signal.v1.FamilyNetwork
-	(*Network)(nil),       // 13: mintai.signal.v1.Network
-	(*Welcome)(nil),       // 14: mintai.signal.v1.Welcome
-	(*Refused)(nil),       // 15: mintai.signal.v1.Refused
-	(*Address)(nil),       // 16: mintai.signal.v1.Address
-	(*Candidate)(nil),     // 17: mintai.signal.v1.Candidate
-	(*Needs)(nil),         // 18: mintai.signal.v1.Needs
-	(*MatchRequest)(nil),  // 19: mintai.signal.v1.MatchRequest
-	(*ICE)(nil),           // 20: mintai.signal.v1.ICE
-	(*Relay)(nil),         // 21: mintai.signal.v1.Relay
-	(*Grant)(nil),         // 22: mintai.signal.v1.Grant
-	(*FilterStep)(nil),    // 23: mintai.signal.v1.FilterStep
-	(*NoMatch)(nil),       // 24: mintai.signal.v1.NoMatch
-	(*Offer)(nil),         // 25: mintai.signal.v1.Offer
-	(*Taken)(nil),         // 26: mintai.signal.v1.Taken
-	(*Decline)(nil),       // 27: mintai.signal.v1.Decline
-	(*Candidates)(nil),    // 28: mintai.signal.v1.Candidates
-	(*PeerSeen)(nil),      // 29: mintai.signal.v1.PeerSeen
-	(*OfferedModel)(nil),  // 30: mintai.signal.v1.OfferedModel
-	(*Lease)(nil),         // 31: mintai.signal.v1.Lease
-	(*LeaseAck)(nil),      // 32: mintai.signal.v1.LeaseAck
-	(*TunnelStatus)(nil),  // 33: mintai.signal.v1.TunnelStatus
-	(*Receipt)(nil),       // 34: mintai.signal.v1.Receipt
-	(*ModelsRequest)(nil), // 35: mintai.signal.v1.ModelsRequest
-	(*ModelOffer)(nil),    // 36: mintai.signal.v1.ModelOffer
-	(*Models)(nil),        // 37: mintai.signal.v1.Models
-	(*Renew)(nil),         // 38: mintai.signal.v1.Renew
-	(*Renewed)(nil),       // 39: mintai.signal.v1.Renewed
-	(*SessionEnd)(nil),    // 40: mintai.signal.v1.SessionEnd
-	(*Goodbye)(nil),       // 41: mintai.signal.v1.Goodbye
+	(Role)(0),              // 0: mintai.signal.v1.Role
+	(Behavior)(0),          // 1: mintai.signal.v1.Behavior
+	(RelayMode)(0),         // 2: mintai.signal.v1.RelayMode
+	(Expectation)(0),       // 3: mintai.signal.v1.Expectation
+	(PathReason)(0),        // 4: mintai.signal.v1.PathReason
+	(RefusalCode)(0),       // 5: mintai.signal.v1.RefusalCode
+	(CandidateKind)(0),     // 6: mintai.signal.v1.CandidateKind
+	(PathCause)(0),         // 7: mintai.signal.v1.PathCause
+	(NoMatchCode)(0),       // 8: mintai.signal.v1.NoMatchCode
+	(TunnelState)(0),       // 9: mintai.signal.v1.TunnelState
+	(Outcome)(0),           // 10: mintai.signal.v1.Outcome
+	(*Envelope)(nil),       // 11: mintai.signal.v1.Envelope
+	(*Hello)(nil),          // 12: mintai.signal.v1.Hello
+	(*FamilyNetwork)(nil),  // 13: mintai.signal.v1.FamilyNetwork
+	(*Network)(nil),        // 14: mintai.signal.v1.Network
+	(*Welcome)(nil),        // 15: mintai.signal.v1.Welcome
+	(*Refused)(nil),        // 16: mintai.signal.v1.Refused
+	(*Address)(nil),        // 17: mintai.signal.v1.Address
+	(*Candidate)(nil),      // 18: mintai.signal.v1.Candidate
+	(*Needs)(nil),          // 19: mintai.signal.v1.Needs
+	(*MatchRequest)(nil),   // 20: mintai.signal.v1.MatchRequest
+	(*ICE)(nil),            // 21: mintai.signal.v1.ICE
+	(*Relay)(nil),          // 22: mintai.signal.v1.Relay
+	(*Grant)(nil),          // 23: mintai.signal.v1.Grant
+	(*HardNATProbing)(nil), // 24: mintai.signal.v1.HardNATProbing
+	(*PathRequest)(nil),    // 25: mintai.signal.v1.PathRequest
+	(*ProbePorts)(nil),     // 26: mintai.signal.v1.ProbePorts
+	(*FilterStep)(nil),     // 27: mintai.signal.v1.FilterStep
+	(*NoMatch)(nil),        // 28: mintai.signal.v1.NoMatch
+	(*Offer)(nil),          // 29: mintai.signal.v1.Offer
+	(*Taken)(nil),          // 30: mintai.signal.v1.Taken
+	(*Decline)(nil),        // 31: mintai.signal.v1.Decline
+	(*Candidates)(nil),     // 32: mintai.signal.v1.Candidates
+	(*PeerSeen)(nil),       // 33: mintai.signal.v1.PeerSeen
+	(*OfferedModel)(nil),   // 34: mintai.signal.v1.OfferedModel
+	(*Lease)(nil),          // 35: mintai.signal.v1.Lease
+	(*LeaseAck)(nil),       // 36: mintai.signal.v1.LeaseAck
+	(*TunnelStatus)(nil),   // 37: mintai.signal.v1.TunnelStatus
+	(*Receipt)(nil),        // 38: mintai.signal.v1.Receipt
+	(*ModelsRequest)(nil),  // 39: mintai.signal.v1.ModelsRequest
+	(*ModelOffer)(nil),     // 40: mintai.signal.v1.ModelOffer
+	(*Models)(nil),         // 41: mintai.signal.v1.Models
+	(*Renew)(nil),          // 42: mintai.signal.v1.Renew
+	(*Renewed)(nil),        // 43: mintai.signal.v1.Renewed
+	(*SessionEnd)(nil),     // 44: mintai.signal.v1.SessionEnd
+	(*Goodbye)(nil),        // 45: mintai.signal.v1.Goodbye
 }
 var file_signal_proto_depIdxs = []int32{
-	11, // 0: mintai.signal.v1.Envelope.hello:type_name -> mintai.signal.v1.Hello
-	14, // 1: mintai.signal.v1.Envelope.welcome:type_name -> mintai.signal.v1.Welcome
-	15, // 2: mintai.signal.v1.Envelope.refused:type_name -> mintai.signal.v1.Refused
-	19, // 3: mintai.signal.v1.Envelope.match_request:type_name -> mintai.signal.v1.MatchRequest
-	22, // 4: mintai.signal.v1.Envelope.grant:type_name -> mintai.signal.v1.Grant
-	24, // 5: mintai.signal.v1.Envelope.no_match:type_name -> mintai.signal.v1.NoMatch
-	25, // 6: mintai.signal.v1.Envelope.offer:type_name -> mintai.signal.v1.Offer
-	26, // 7: mintai.signal.v1.Envelope.taken:type_name -> mintai.signal.v1.Taken
-	27, // 8: mintai.signal.v1.Envelope.decline:type_name -> mintai.signal.v1.Decline
-	28, // 9: mintai.signal.v1.Envelope.candidates:type_name -> mintai.signal.v1.Candidates
-	31, // 10: mintai.signal.v1.Envelope.lease:type_name -> mintai.signal.v1.Lease
-	32, // 11: mintai.signal.v1.Envelope.lease_ack:type_name -> mintai.signal.v1.LeaseAck
-	33, // 12: mintai.signal.v1.Envelope.tunnel_status:type_name -> mintai.signal.v1.TunnelStatus
-	34, // 13: mintai.signal.v1.Envelope.receipt:type_name -> mintai.signal.v1.Receipt
-	35, // 14: mintai.signal.v1.Envelope.models_request:type_name -> mintai.signal.v1.ModelsRequest
-	37, // 15: mintai.signal.v1.Envelope.models:type_name -> mintai.signal.v1.Models
-	38, // 16: mintai.signal.v1.Envelope.renew:type_name -> mintai.signal.v1.Renew
-	39, // 17: mintai.signal.v1.Envelope.renewed:type_name -> mintai.signal.v1.Renewed
-	40, // 18: mintai.signal.v1.Envelope.session_end:type_name -> mintai.signal.v1.SessionEnd
-	41, // 19: mintai.signal.v1.Envelope.goodbye:type_name -> mintai.signal.v1.Goodbye
-	29, // 20: mintai.signal.v1.Envelope.peer_seen:type_name -> mintai.signal.v1.PeerSeen
-	0,  // 21: mintai.signal.v1.Hello.role:type_name -> mintai.signal.v1.Role
-	17, // 22: mintai.signal.v1.Hello.candidates:type_name -> mintai.signal.v1.Candidate
-	13, // 23: mintai.signal.v1.Hello.network:type_name -> mintai.signal.v1.Network
-	1,  // 24: mintai.signal.v1.FamilyNetwork.mapping:type_name -> mintai.signal.v1.Behavior
-	1,  // 25: mintai.signal.v1.FamilyNetwork.filtering:type_name -> mintai.signal.v1.Behavior
-	16, // 26: mintai.signal.v1.FamilyNetwork.mapped:type_name -> mintai.signal.v1.Address
-	12, // 27: mintai.signal.v1.Network.families:type_name -> mintai.signal.v1.FamilyNetwork
-	2,  // 28: mintai.signal.v1.Network.relay:type_name -> mintai.signal.v1.RelayMode
-	16, // 29: mintai.signal.v1.Welcome.observed:type_name -> mintai.signal.v1.Address
-	16, // 30: mintai.signal.v1.Welcome.stun:type_name -> mintai.signal.v1.Address
-	5,  // 31: mintai.signal.v1.Refused.code:type_name -> mintai.signal.v1.RefusalCode
-	6,  // 32: mintai.signal.v1.Candidate.kind:type_name -> mintai.signal.v1.CandidateKind
-	16, // 33: mintai.signal.v1.Candidate.address:type_name -> mintai.signal.v1.Address
-	18, // 34: mintai.signal.v1.MatchRequest.needs:type_name -> mintai.signal.v1.Needs
-	13, // 35: mintai.signal.v1.MatchRequest.network:type_name -> mintai.signal.v1.Network
-	17, // 36: mintai.signal.v1.MatchRequest.candidates:type_name -> mintai.signal.v1.Candidate
-	20, // 37: mintai.signal.v1.Grant.ice:type_name -> mintai.signal.v1.ICE
-	17, // 38: mintai.signal.v1.Grant.candidates:type_name -> mintai.signal.v1.Candidate
-	21, // 39: mintai.signal.v1.Grant.relay:type_name -> mintai.signal.v1.Relay
-	3,  // 40: mintai.signal.v1.Grant.expect:type_name -> mintai.signal.v1.Expectation
-	4,  // 41: mintai.signal.v1.Grant.expect_reason:type_name -> mintai.signal.v1.PathReason
-	16, // 42: mintai.signal.v1.Grant.proven:type_name -> mintai.signal.v1.Address
-	1,  // 43: mintai.signal.v1.Grant.miner_mapping:type_name -> mintai.signal.v1.Behavior
-	7,  // 44: mintai.signal.v1.NoMatch.code:type_name -> mintai.signal.v1.NoMatchCode
-	23, // 45: mintai.signal.v1.NoMatch.filters:type_name -> mintai.signal.v1.FilterStep
-	20, // 46: mintai.signal.v1.Offer.ice:type_name -> mintai.signal.v1.ICE
-	17, // 47: mintai.signal.v1.Offer.candidates:type_name -> mintai.signal.v1.Candidate
-	21, // 48: mintai.signal.v1.Offer.relay:type_name -> mintai.signal.v1.Relay
-	3,  // 49: mintai.signal.v1.Offer.expect:type_name -> mintai.signal.v1.Expectation
-	4,  // 50: mintai.signal.v1.Offer.expect_reason:type_name -> mintai.signal.v1.PathReason
-	16, // 51: mintai.signal.v1.Offer.proven:type_name -> mintai.signal.v1.Address
-	17, // 52: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
-	16, // 53: mintai.signal.v1.Candidates.proven:type_name -> mintai.signal.v1.Address
-	16, // 54: mintai.signal.v1.PeerSeen.address:type_name -> mintai.signal.v1.Address
-	30, // 55: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
-	17, // 56: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
-	13, // 57: mintai.signal.v1.Lease.network:type_name -> mintai.signal.v1.Network
-	16, // 58: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
-	8,  // 59: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
-	4,  // 60: mintai.signal.v1.TunnelStatus.reason:type_name -> mintai.signal.v1.PathReason
-	9,  // 61: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
-	30, // 62: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
-	36, // 63: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
-	64, // [64:64] is the sub-list for method output_type
-	64, // [64:64] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	12, // 0: mintai.signal.v1.Envelope.hello:type_name -> mintai.signal.v1.Hello
+	15, // 1: mintai.signal.v1.Envelope.welcome:type_name -> mintai.signal.v1.Welcome
+	16, // 2: mintai.signal.v1.Envelope.refused:type_name -> mintai.signal.v1.Refused
+	20, // 3: mintai.signal.v1.Envelope.match_request:type_name -> mintai.signal.v1.MatchRequest
+	23, // 4: mintai.signal.v1.Envelope.grant:type_name -> mintai.signal.v1.Grant
+	28, // 5: mintai.signal.v1.Envelope.no_match:type_name -> mintai.signal.v1.NoMatch
+	29, // 6: mintai.signal.v1.Envelope.offer:type_name -> mintai.signal.v1.Offer
+	30, // 7: mintai.signal.v1.Envelope.taken:type_name -> mintai.signal.v1.Taken
+	31, // 8: mintai.signal.v1.Envelope.decline:type_name -> mintai.signal.v1.Decline
+	32, // 9: mintai.signal.v1.Envelope.candidates:type_name -> mintai.signal.v1.Candidates
+	35, // 10: mintai.signal.v1.Envelope.lease:type_name -> mintai.signal.v1.Lease
+	36, // 11: mintai.signal.v1.Envelope.lease_ack:type_name -> mintai.signal.v1.LeaseAck
+	37, // 12: mintai.signal.v1.Envelope.tunnel_status:type_name -> mintai.signal.v1.TunnelStatus
+	38, // 13: mintai.signal.v1.Envelope.receipt:type_name -> mintai.signal.v1.Receipt
+	39, // 14: mintai.signal.v1.Envelope.models_request:type_name -> mintai.signal.v1.ModelsRequest
+	41, // 15: mintai.signal.v1.Envelope.models:type_name -> mintai.signal.v1.Models
+	42, // 16: mintai.signal.v1.Envelope.renew:type_name -> mintai.signal.v1.Renew
+	43, // 17: mintai.signal.v1.Envelope.renewed:type_name -> mintai.signal.v1.Renewed
+	44, // 18: mintai.signal.v1.Envelope.session_end:type_name -> mintai.signal.v1.SessionEnd
+	45, // 19: mintai.signal.v1.Envelope.goodbye:type_name -> mintai.signal.v1.Goodbye
+	33, // 20: mintai.signal.v1.Envelope.peer_seen:type_name -> mintai.signal.v1.PeerSeen
+	25, // 21: mintai.signal.v1.Envelope.path_request:type_name -> mintai.signal.v1.PathRequest
+	26, // 22: mintai.signal.v1.Envelope.probe_ports:type_name -> mintai.signal.v1.ProbePorts
+	0,  // 23: mintai.signal.v1.Hello.role:type_name -> mintai.signal.v1.Role
+	18, // 24: mintai.signal.v1.Hello.candidates:type_name -> mintai.signal.v1.Candidate
+	14, // 25: mintai.signal.v1.Hello.network:type_name -> mintai.signal.v1.Network
+	1,  // 26: mintai.signal.v1.FamilyNetwork.mapping:type_name -> mintai.signal.v1.Behavior
+	1,  // 27: mintai.signal.v1.FamilyNetwork.filtering:type_name -> mintai.signal.v1.Behavior
+	17, // 28: mintai.signal.v1.FamilyNetwork.mapped:type_name -> mintai.signal.v1.Address
+	13, // 29: mintai.signal.v1.Network.families:type_name -> mintai.signal.v1.FamilyNetwork
+	2,  // 30: mintai.signal.v1.Network.relay:type_name -> mintai.signal.v1.RelayMode
+	17, // 31: mintai.signal.v1.Welcome.observed:type_name -> mintai.signal.v1.Address
+	17, // 32: mintai.signal.v1.Welcome.stun:type_name -> mintai.signal.v1.Address
+	5,  // 33: mintai.signal.v1.Refused.code:type_name -> mintai.signal.v1.RefusalCode
+	6,  // 34: mintai.signal.v1.Candidate.kind:type_name -> mintai.signal.v1.CandidateKind
+	17, // 35: mintai.signal.v1.Candidate.address:type_name -> mintai.signal.v1.Address
+	19, // 36: mintai.signal.v1.MatchRequest.needs:type_name -> mintai.signal.v1.Needs
+	14, // 37: mintai.signal.v1.MatchRequest.network:type_name -> mintai.signal.v1.Network
+	18, // 38: mintai.signal.v1.MatchRequest.candidates:type_name -> mintai.signal.v1.Candidate
+	21, // 39: mintai.signal.v1.Grant.ice:type_name -> mintai.signal.v1.ICE
+	18, // 40: mintai.signal.v1.Grant.candidates:type_name -> mintai.signal.v1.Candidate
+	22, // 41: mintai.signal.v1.Grant.relay:type_name -> mintai.signal.v1.Relay
+	3,  // 42: mintai.signal.v1.Grant.expect:type_name -> mintai.signal.v1.Expectation
+	4,  // 43: mintai.signal.v1.Grant.expect_reason:type_name -> mintai.signal.v1.PathReason
+	17, // 44: mintai.signal.v1.Grant.proven:type_name -> mintai.signal.v1.Address
+	1,  // 45: mintai.signal.v1.Grant.miner_mapping:type_name -> mintai.signal.v1.Behavior
+	22, // 46: mintai.signal.v1.Grant.more_relays:type_name -> mintai.signal.v1.Relay
+	24, // 47: mintai.signal.v1.Grant.probing:type_name -> mintai.signal.v1.HardNATProbing
+	17, // 48: mintai.signal.v1.HardNATProbing.target:type_name -> mintai.signal.v1.Address
+	7,  // 49: mintai.signal.v1.PathRequest.cause:type_name -> mintai.signal.v1.PathCause
+	14, // 50: mintai.signal.v1.PathRequest.network:type_name -> mintai.signal.v1.Network
+	18, // 51: mintai.signal.v1.PathRequest.candidates:type_name -> mintai.signal.v1.Candidate
+	8,  // 52: mintai.signal.v1.NoMatch.code:type_name -> mintai.signal.v1.NoMatchCode
+	27, // 53: mintai.signal.v1.NoMatch.filters:type_name -> mintai.signal.v1.FilterStep
+	21, // 54: mintai.signal.v1.Offer.ice:type_name -> mintai.signal.v1.ICE
+	18, // 55: mintai.signal.v1.Offer.candidates:type_name -> mintai.signal.v1.Candidate
+	22, // 56: mintai.signal.v1.Offer.relay:type_name -> mintai.signal.v1.Relay
+	3,  // 57: mintai.signal.v1.Offer.expect:type_name -> mintai.signal.v1.Expectation
+	4,  // 58: mintai.signal.v1.Offer.expect_reason:type_name -> mintai.signal.v1.PathReason
+	17, // 59: mintai.signal.v1.Offer.proven:type_name -> mintai.signal.v1.Address
+	24, // 60: mintai.signal.v1.Offer.probing:type_name -> mintai.signal.v1.HardNATProbing
+	18, // 61: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
+	17, // 62: mintai.signal.v1.Candidates.proven:type_name -> mintai.signal.v1.Address
+	17, // 63: mintai.signal.v1.PeerSeen.address:type_name -> mintai.signal.v1.Address
+	34, // 64: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
+	18, // 65: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
+	14, // 66: mintai.signal.v1.Lease.network:type_name -> mintai.signal.v1.Network
+	17, // 67: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
+	9,  // 68: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
+	4,  // 69: mintai.signal.v1.TunnelStatus.reason:type_name -> mintai.signal.v1.PathReason
+	10, // 70: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
+	34, // 71: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
+	40, // 72: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_signal_proto_init() }
@@ -3999,14 +4430,16 @@ func file_signal_proto_init() {
 		(*Envelope_SessionEnd)(nil),
 		(*Envelope_Goodbye)(nil),
 		(*Envelope_PeerSeen)(nil),
+		(*Envelope_PathRequest)(nil),
+		(*Envelope_ProbePorts)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_signal_proto_rawDesc), len(file_signal_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   32,
+			NumEnums:      11,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
