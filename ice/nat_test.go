@@ -279,7 +279,7 @@ func TestNATWords(t *testing.T) {
 		}
 		codes[code] = true
 	}
-	if len(codes) != 16 || NoReason.String() != "unknown" || Reason(200).String() != "unknown" {
+	if len(codes) != 17 || NoReason.String() != "unknown" || Reason(200).String() != "unknown" {
 		t.Errorf("%d codes", len(codes))
 	}
 	got := fmt.Sprint(Unknown, EndpointIndependent, AddressDependent, AddressAndPortDependent, Behavior(9), Doubtful, Direct, RelayNeeded)
