@@ -26,12 +26,13 @@ type responder struct {
 	role     stun.AttrType // ICE-CONTROLLING or ICE-CONTROLLED
 	tieBreak uint64
 	kind     Kind
+	room     int // checks whose answer is waited for
 
 	mu   sync.Mutex // guards sent
 	sent map[transactionID]netip.AddrPort
 }
 
-// maxOutChecks bounds the checks whose answer is waited for.
+// maxOutChecks bounds the checks of a leg whose answer is waited for.
 const maxOutChecks = 64
 
 // newLegResponder makes the responder of one leg: the miner's is the controlled
@@ -55,6 +56,7 @@ func newResponder(local, remote Credentials) *responder {
 		role:     stun.AttrICEControlling,
 		tieBreak: rand.Uint64(),
 		kind:     RelayUDP,
+		room:     maxOutChecks,
 		sent:     make(map[transactionID]netip.AddrPort),
 	}
 }
@@ -121,7 +123,7 @@ func (r *responder) checkTo(to netip.AddrPort) ([]byte, error) {
 	_, id := classify(b)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.sent) >= maxOutChecks {
+	if len(r.sent) >= r.room {
 		clear(r.sent) // whoever is there will be asked again, or asks
 	}
 	r.sent[id] = to

@@ -64,15 +64,17 @@ type Socket struct {
 	demux     *demux
 	gate      *gate // nil: everybody is heard
 	contacts  contacts
+	punches   punchLimit
 	net       transport.Net // of pion, which else asks the system for every agent
 	stop      context.CancelFunc
 	wg        sync.WaitGroup
 
 	nominateAfter time.Duration // the constant, but for tests
 
-	mu       sync.Mutex // guards what follows
-	closed   bool
-	sessions map[*Session]struct{}
+	mu        sync.Mutex // guards what follows
+	closed    bool
+	sessions  map[*Session]struct{}
+	stopPunch context.CancelFunc // of the run that began last; nil: none did
 }
 
 // Listen opens the socket and starts the goroutine that reads STUN from it.
@@ -186,6 +188,9 @@ func (s *Socket) Close() error {
 	sessions := make([]*Session, 0, len(s.sessions))
 	for x := range s.sessions {
 		sessions = append(sessions, x)
+	}
+	if s.stopPunch != nil {
+		s.stopPunch()
 	}
 	s.mu.Unlock()
 
