@@ -2,7 +2,6 @@ package quicstream
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"net/http"
 	"sync"
@@ -36,9 +35,9 @@ var (
 // attachment's goroutine sends from it.
 type answer struct {
 	key    answerKey
-	digest [sha256.Size]byte // of method, path and body: the same ID must mean the same request
-	keep   int               // most bytes of history
-	window time.Duration     // how long it is kept without a client
+	digest Digest        // the same ID must mean the same request
+	keep   int           // most bytes of history
+	window time.Duration // how long it is kept without a client
 	reg    *registry
 	stats  *counters
 
@@ -58,6 +57,7 @@ type answer struct {
 	ended   bool        // the handler returned
 	failure error       // why it broke off, nil for a complete answer
 	stopped bool        // cancelled, expired or evicted: no more attachments
+	attempt uint32      // the latest that came, see HeaderAttempt
 	att     *attachment // who carries the answer now, nil when nobody
 	timer   *time.Timer // expiry while nobody is attached
 }

@@ -30,6 +30,13 @@ const (
 	// HeaderResume carries, in a request, the number of body bytes that the
 	// client already has, and in the answer the offset at which it continues.
 	HeaderResume = api.HeaderResume
+	// HeaderDigest carries, in a request with HeaderResume, the Digest of the
+	// request that it continues. The body then need not be sent again.
+	HeaderDigest = "Mintai-Digest"
+	// HeaderAttempt numbers the tries to carry one answer over one tunnel after
+	// another, from 1: packets of an earlier try may come later, and must not
+	// take the answer back.
+	HeaderAttempt = "Mintai-Attempt"
 	// HeaderError carries the Refusal of an answer that the tunnel itself made.
 	HeaderError = api.HeaderError
 )
@@ -49,5 +56,6 @@ const (
 	RefusedUnknownRequest Refusal = "resume-unknown"  // 404: nothing to resume for this client
 	RefusedOtherRequest   Refusal = "resume-conflict" // 409: the ID belongs to another request
 	RefusedGone           Refusal = "resume-gone"     // 410: these bytes are no longer kept
+	RefusedStale          Refusal = "resume-stale"    // 409: a later attempt carries the answer
 	RefusedOffset         Refusal = "resume-offset"   // 416: past the end of the answer
 )

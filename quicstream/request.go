@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -60,9 +61,18 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	attempt, err := parseAttempt(r.Header[HeaderAttempt])
+	if err != nil {
+		s.refuse(w, http.StatusBadRequest, RefusedMalformed, HeaderAttempt+": "+err.Error())
+		return
+	}
 	key := answerKey{peer: c.peer, id: id}
 	if resume && !s.reg.has(key) {
 		s.refuse(w, http.StatusNotFound, RefusedUnknownRequest, "nothing to resume under this request ID")
+		return
+	}
+	if resume && len(r.Header[HeaderDigest]) > 0 {
+		c.resumeByDigest(w, r, qs, key, offset, attempt)
 		return
 	}
 
@@ -73,7 +83,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		s.refuseBody(w, refusal)
 		return
 	}
-	fresh.digest = requestDigest(r, body)
+	fresh.digest = RequestDigest(r, body)
 	a, refusal := s.answerFor(fresh, resume)
 	if a != fresh {
 		clear(body)
@@ -89,12 +99,44 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 	}
 	if a == fresh {
 		s.start(a, r, body)
-	} else if !s.mayResume(w, a, fresh, offset) {
+	} else if !s.mayResume(w, a, fresh.digest, offset) {
 		a.settle()
 		return
 	}
-	att := &attachment{w: w, qs: qs, stall: s.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead}
+	c.carry(w, r, qs, a, offset, attempt)
+}
+
+// carry lets the request's stream carry the answer from an offset on.
+func (c *serverConn) carry(w http.ResponseWriter, r *http.Request, qs *quic.Stream, a *answer, offset int64, attempt uint32) {
+	if !a.mayCarry(attempt) {
+		a.settle()
+		c.server.refuse(w, http.StatusConflict, RefusedStale, "a later attempt carries this answer")
+		return
+	}
+	att := &attachment{w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead}
 	c.leave(att, a.attach(att)) //nolint:contextcheck // the answer has a context of its own
+}
+
+// resumeByDigest continues an answer whose request is named by its digest alone:
+// what is asked for need not cross the network again.
+func (c *serverConn) resumeByDigest(w http.ResponseWriter, r *http.Request, qs *quic.Stream, key answerKey, offset int64, attempt uint32) {
+	s := c.server
+	digest, err := parseDigest(r.Header[HeaderDigest])
+	if err != nil {
+		s.refuse(w, http.StatusBadRequest, RefusedMalformed, HeaderDigest+": "+err.Error())
+		return
+	}
+	a := s.reg.find(key)
+	if a == nil {
+		s.refuse(w, http.StatusNotFound, RefusedUnknownRequest, "nothing to resume under this request ID")
+		return
+	}
+	if !s.mayResume(w, a, digest, offset) {
+		a.settle()
+		return
+	}
+	_ = qs.SetReadDeadline(time.Time{})
+	c.carry(w, r, qs, a, offset, attempt)
 }
 
 // answerFor returns the answer that already exists for fresh's key, or
@@ -120,10 +162,33 @@ func (s *Server) answerFor(fresh *answer, resume bool) (*answer, Refusal) {
 	return fresh, ""
 }
 
+// parseAttempt reads HeaderAttempt; 0 when there is none.
+func parseAttempt(values []string) (uint32, error) {
+	if len(values) == 0 {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(values[0], 10, 32)
+	if err != nil || len(values) > 1 || strconv.FormatUint(n, 10) != values[0] {
+		return 0, errors.New("want a decimal number")
+	}
+	return uint32(n), nil
+}
+
+// mayCarry reports whether no later attempt has come, and notes this one.
+func (a *answer) mayCarry(attempt uint32) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if attempt < a.attempt {
+		return false
+	}
+	a.attempt = attempt
+	return true
+}
+
 // mayResume checks that the client asks for the same request and for bytes that
 // are kept, and answers it when not.
-func (s *Server) mayResume(w http.ResponseWriter, a, asked *answer, offset int64) bool {
-	if a.digest != asked.digest {
+func (s *Server) mayResume(w http.ResponseWriter, a *answer, asked Digest, offset int64) bool {
+	if a.digest != asked {
 		s.refuse(w, http.StatusConflict, RefusedOtherRequest, "this request ID belongs to another request")
 		return false
 	}
@@ -330,9 +395,28 @@ func (c *serverConn) readBody(a *answer, r *http.Request) ([]byte, Refusal) {
 	}
 }
 
-// requestDigest identifies a request's content, so that its ID cannot be reused
-// for another.
-func requestDigest(r *http.Request, body []byte) (sum [sha256.Size]byte) {
+// Digest identifies a request's content, so that its ID cannot be reused for
+// another: SHA-256 (FIPS 180-4) over method, target, content type and body.
+type Digest [sha256.Size]byte
+
+// String returns lower-case hexadecimal, as HeaderDigest has it.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+var errDigest = errors.New("want 64 lower-case hex digits")
+
+func parseDigest(values []string) (Digest, error) {
+	var d Digest
+	if len(values) != 1 || len(values[0]) != 2*len(d) {
+		return Digest{}, errDigest
+	}
+	if _, err := hex.Decode(d[:], []byte(values[0])); err != nil || d.String() != values[0] {
+		return Digest{}, errDigest
+	}
+	return d, nil
+}
+
+// RequestDigest is the Digest of a request with that body.
+func RequestDigest(r *http.Request, body []byte) (sum Digest) {
 	h := sha256.New()
 	for _, part := range []string{"mintai/request/v1", r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type")} {
 		var n [8]byte

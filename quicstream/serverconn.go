@@ -162,21 +162,40 @@ func (c *serverConn) run() error {
 // even when the model is silent.
 const heartbeatPeriod = 500 * time.Millisecond
 
-// heartbeat sends an empty datagram (RFC 9221) at each beat while a request
-// runs, so that a client can tell a slow model from a dead path in seconds.
+// heartbeat sends a datagram (RFC 9221) at each beat while a request runs, so
+// that a client can tell a slow model from a dead path in seconds. It fills the
+// largest packet that the connection believes to pass: a path that loses what is
+// long and lets the rest through is as dead for answers as one that loses all.
 func (c *serverConn) heartbeat() {
 	beat := time.NewTicker(heartbeatPeriod)
 	defer beat.Stop()
+	var filled []byte
 	for {
 		select {
 		case <-beat.C:
 			if c.requests() > 0 {
-				_ = c.conn.SendDatagram(nil) // a full queue or the end: nothing to do
+				filled = sendFull(c.conn, filled)
 			}
 		case <-c.conn.Context().Done():
 			return
 		}
 	}
+}
+
+// maxHeartbeat is longer than any packet: quic-go then says how much fits.
+const maxHeartbeat = 1500
+
+// sendFull sends the longest datagram that fits, and returns the buffer for the
+// next one. A full queue or the connection's end is nothing to do about.
+func sendFull(conn *quic.Conn, buf []byte) []byte {
+	if buf == nil {
+		buf = make([]byte, maxHeartbeat)
+	}
+	err := conn.SendDatagram(buf[:maxHeartbeat])
+	if large, ok := errors.AsType[*quic.DatagramTooLargeError](err); ok && large.MaxDatagramPayloadSize > 0 {
+		_ = conn.SendDatagram(buf[:min(maxHeartbeat, large.MaxDatagramPayloadSize)])
+	}
+	return buf
 }
 
 func (c *serverConn) track(str *quic.Stream) {

@@ -329,6 +329,7 @@ type Stats struct {
 	PacketsReceived uint64
 	PacketsLost     uint64 // declared lost by this end
 	Remote          netip.AddrPort
+	Local           netip.AddrPort // of the socket; its IP may be unspecified
 }
 
 // Stats returns the numbers of this moment.
@@ -345,5 +346,6 @@ func connStats(conn *quic.Conn) Stats {
 		PacketsReceived: s.PacketsReceived,
 		PacketsLost:     s.PacketsLost,
 		Remote:          addrPort(conn.RemoteAddr()),
+		Local:           addrPort(conn.LocalAddr()),
 	}
 }
