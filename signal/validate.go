@@ -219,7 +219,7 @@ func checkOffer(o *signalpb.Offer) error {
 		text("offer.call", o.GetCall(), MaxWord), duration("offer.expires_unix_ms", o.GetExpiresUnixMs()), duration("offer.lifetime_ms", o.GetLifetimeMs()),
 		checkICE("offer.ice", o.GetIce()), candidates("offer.candidates", o.GetCandidates()),
 		checkRelay("offer.relay", o.GetRelay()), expected("offer", o.GetExpect(), o.GetExpectReason()),
-		addresses("offer.proven", o.GetProven()), checkProbing("offer.probing", o.GetProbing()))
+		addresses("offer.proven", o.GetProven()), checkProbing("offer.probing", o.GetProbing()), addresses("offer.relays", o.GetRelays()))
 }
 
 func checkLease(l *signalpb.Lease) error {

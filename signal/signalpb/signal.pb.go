@@ -2582,6 +2582,7 @@ type Offer struct {
 	Near          bool                   `protobuf:"varint,14,opt,name=near,proto3" json:"near,omitempty"`
 	Path          uint32                 `protobuf:"varint,15,opt,name=path,proto3" json:"path,omitempty"` // as in Grant; the miner must know the session if it is not 0
 	Probing       *HardNATProbing        `protobuf:"bytes,16,opt,name=probing,proto3" json:"probing,omitempty"`
+	Relays        []*Address             `protobuf:"bytes,17,rep,name=relays,proto3" json:"relays,omitempty"` // where relays are that the client may come by; the port means nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2724,6 +2725,13 @@ func (x *Offer) GetPath() uint32 {
 func (x *Offer) GetProbing() *HardNATProbing {
 	if x != nil {
 		return x.Probing
+	}
+	return nil
+}
+
+func (x *Offer) GetRelays() []*Address {
+	if x != nil {
+		return x.Relays
 	}
 	return nil
 }
@@ -4048,7 +4056,7 @@ const file_signal_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x126\n" +
 	"\afilters\x18\x04 \x03(\v2\x1c.mintai.signal.v1.FilterStepR\afilters\x12\x18\n" +
 	"\aoffered\x18\x05 \x03(\tR\aoffered\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\xef\x04\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x03R\fretryAfterMs\"\xa2\x05\n" +
 	"\x05Offer\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\fR\x06client\x12\x14\n" +
@@ -4069,7 +4077,8 @@ const file_signal_proto_rawDesc = "" +
 	"\x06proven\x18\r \x03(\v2\x19.mintai.signal.v1.AddressR\x06proven\x12\x12\n" +
 	"\x04near\x18\x0e \x01(\bR\x04near\x12\x12\n" +
 	"\x04path\x18\x0f \x01(\rR\x04path\x12:\n" +
-	"\aprobing\x18\x10 \x01(\v2 .mintai.signal.v1.HardNATProbingR\aprobing\"5\n" +
+	"\aprobing\x18\x10 \x01(\v2 .mintai.signal.v1.HardNATProbingR\aprobing\x121\n" +
+	"\x06relays\x18\x11 \x03(\v2\x19.mintai.signal.v1.AddressR\x06relays\"5\n" +
 	"\x05Taken\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\rR\x04path\"u\n" +
@@ -4384,23 +4393,24 @@ var file_signal_proto_depIdxs = []int32{
 	4,  // 58: mintai.signal.v1.Offer.expect_reason:type_name -> mintai.signal.v1.PathReason
 	17, // 59: mintai.signal.v1.Offer.proven:type_name -> mintai.signal.v1.Address
 	24, // 60: mintai.signal.v1.Offer.probing:type_name -> mintai.signal.v1.HardNATProbing
-	18, // 61: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
-	17, // 62: mintai.signal.v1.Candidates.proven:type_name -> mintai.signal.v1.Address
-	17, // 63: mintai.signal.v1.PeerSeen.address:type_name -> mintai.signal.v1.Address
-	34, // 64: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
-	18, // 65: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
-	14, // 66: mintai.signal.v1.Lease.network:type_name -> mintai.signal.v1.Network
-	17, // 67: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
-	9,  // 68: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
-	4,  // 69: mintai.signal.v1.TunnelStatus.reason:type_name -> mintai.signal.v1.PathReason
-	10, // 70: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
-	34, // 71: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
-	40, // 72: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
-	73, // [73:73] is the sub-list for method output_type
-	73, // [73:73] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	17, // 61: mintai.signal.v1.Offer.relays:type_name -> mintai.signal.v1.Address
+	18, // 62: mintai.signal.v1.Candidates.candidates:type_name -> mintai.signal.v1.Candidate
+	17, // 63: mintai.signal.v1.Candidates.proven:type_name -> mintai.signal.v1.Address
+	17, // 64: mintai.signal.v1.PeerSeen.address:type_name -> mintai.signal.v1.Address
+	34, // 65: mintai.signal.v1.Lease.models:type_name -> mintai.signal.v1.OfferedModel
+	18, // 66: mintai.signal.v1.Lease.candidates:type_name -> mintai.signal.v1.Candidate
+	14, // 67: mintai.signal.v1.Lease.network:type_name -> mintai.signal.v1.Network
+	17, // 68: mintai.signal.v1.LeaseAck.observed:type_name -> mintai.signal.v1.Address
+	9,  // 69: mintai.signal.v1.TunnelStatus.state:type_name -> mintai.signal.v1.TunnelState
+	4,  // 70: mintai.signal.v1.TunnelStatus.reason:type_name -> mintai.signal.v1.PathReason
+	10, // 71: mintai.signal.v1.Receipt.outcome:type_name -> mintai.signal.v1.Outcome
+	34, // 72: mintai.signal.v1.ModelOffer.model:type_name -> mintai.signal.v1.OfferedModel
+	40, // 73: mintai.signal.v1.Models.offers:type_name -> mintai.signal.v1.ModelOffer
+	74, // [74:74] is the sub-list for method output_type
+	74, // [74:74] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_signal_proto_init() }
