@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -22,12 +23,6 @@ import (
 // janitorEvery is how often idle tunnels and old sessions are looked for.
 const janitorEvery = 15 * time.Second
 
-// How a miner that vanished in a request is noticed.
-const (
-	beatEvery    = time.Second
-	silenceLimit = 6 * time.Second
-)
-
 // renewBefore is how long before its end a session in use is renewed.
 const renewBefore = 20 * time.Minute
 
@@ -38,6 +33,8 @@ type client struct {
 	key        *identity.Key
 	socket     *ice.Socket
 	sig        *signal.Node
+	probing    bool // take part in hard-NAT probing
+	wasOverTLS bool // the last connection to the coordinator; of the handler's goroutine
 	connector  *connector
 	network    *network
 	deadlines  Deadlines
@@ -96,6 +93,7 @@ type clientConfig struct {
 	Name       string
 	Relay      RelayMode
 	MapPorts   bool
+	Probing    bool // take part in hard-NAT probing
 	Log        zerolog.Logger
 	Metrics    *clientMetrics
 }
@@ -108,13 +106,13 @@ func newClient(cfg clientConfig) (*client, error) {
 	}
 	c := &client{
 		membership: cfg.Membership, key: cfg.Key, socket: socket, deadlines: cfg.Deadlines,
-		name: cfg.Name, log: cfg.Log, metrics: cfg.Metrics,
+		name: cfg.Name, probing: cfg.Probing, log: cfg.Log, metrics: cfg.Metrics,
 		sessions: map[identity.SessionID]*session{}, warm: map[warmKey][]*session{},
 		links: map[identity.NodeID]*link{}, dialing: map[identity.NodeID]*pendingLink{},
 	}
 	c.network = newNetwork(networkConfig{
 		key: cfg.Key, socket: socket, coordinator: cfg.Membership.id, addrs: cfg.Membership.addrs, stunPort: cfg.Membership.stun,
-		relay: cfg.Relay, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
+		relay: cfg.Relay, probing: cfg.Probing, loopback: cfg.Loopback, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
 		overTLS: func() bool { return c.sig.Status().OverTLS }, log: cfg.Log,
 	})
 	tls := newTLSWay(cfg.Log)
@@ -135,7 +133,8 @@ func newClient(cfg clientConfig) (*client, error) {
 	}
 	c.connector = &connector{
 		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, relayMode: cfg.Relay, log: cfg.Log,
-		trickle: c.trickle, unsaid: c.network.unsaid, seen: c.peerSeen, dialTLS: tls.turn,
+		trickle: c.trickle, unsaid: c.network.unsaid, seen: c.peerSeen, dialTLS: tls.turn, foretell: c.foretell,
+		stun:        func() []netip.AddrPort { return c.sig.Status().Stun },
 		coordinator: func() coordinatorAt { return whereIs(c.sig.Status(), c.membership) },
 	}
 	return c, nil
@@ -157,6 +156,7 @@ func (c *client) Run(ctx context.Context) error {
 		c.network.greet(ctx)
 	}
 	beside.Go(func() { _ = c.network.Run(ctx) })
+	beside.Go(func() { c.network.watch(ctx, c.relocated) })
 	signaling := make(chan error, 1)
 	go func() { signaling <- c.sig.Run(ctx) }()
 	every(ctx, janitorEvery, c.dropIdle)
@@ -378,6 +378,11 @@ func (h *clientHandler) Connected(w *signalpb.Welcome) {
 	h.log.Debug().Str("admitted_as", w.GetAdmittedAs()).Bool("over_tls", w.GetOverTls()).Msg("coordinator connected")
 	(*client)(h).reattach()
 	st := h.sig.Status()
+	c := (*client)(h)
+	if c.wasOverTLS && !w.GetOverTls() { // UDP is back
+		c.wakeRoutes(func(r *route) chan struct{} { return r.news })
+	}
+	c.wasOverTLS = w.GetOverTls()
 	h.network.connected(st, whereIs(st, h.membership).probed(readAddresses(w.GetStun())))
 }
 
@@ -396,6 +401,8 @@ func (h *clientHandler) Message(env *signalpb.Envelope) {
 		}
 	case *signalpb.Envelope_Candidates:
 		c.tricklesTo(m.Candidates)
+	case *signalpb.Envelope_ProbePorts:
+		c.foretold(m.ProbePorts)
 	case *signalpb.Envelope_Renewed:
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -65,7 +65,7 @@ func (c *client) establish(ctx, connecting context.Context, s *session, p *pendi
 	defer p.stop()
 	started := time.Now()
 	c.report(s, signalpb.TunnelState_TUNNEL_CONNECTING, nil)
-	l, err := c.connector.connect(connecting, s)
+	l, err := c.connector.connect(connecting, s, wanted{})
 	c.mu.Lock()
 	switch {
 	case c.dialing[s.miner] == p:
@@ -78,6 +78,7 @@ func (c *client) establish(ctx, connecting context.Context, s *session, p *pendi
 	}
 	if err == nil {
 		l.owner = s
+		l.route = newRoute(c, s, l)
 		c.links[s.miner] = l
 	}
 	c.mu.Unlock()
@@ -100,55 +101,8 @@ func (c *client) establish(ctx, connecting context.Context, s *session, p *pendi
 	p.link = l
 	close(p.done)
 	c.metrics.tunnelUp(l.Path(), time.Since(started))
-	c.watch(ctx, s, l)
-	c.done(s)
-}
-
-// watch reports the tunnel's health until it or ctx ends, and then takes it down.
-func (c *client) watch(ctx context.Context, s *session, l *link) {
-	tick := time.NewTicker(c.deadlines.Report)
-	defer tick.Stop()
-	beat := time.NewTicker(beatEvery)
-	defer beat.Stop()
-	var silence silence
-	for {
-		select {
-		case <-tick.C:
-			c.report(s, signalpb.TunnelState_TUNNEL_UP, l)
-			continue
-		case now := <-beat.C:
-			if !silence.tooLong(now, l.InFlight(), l.Stats().BytesReceived) {
-				continue
-			}
-			c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).Msg("the miner went silent in a request")
-		case <-l.Done():
-		case <-ctx.Done():
-			l.close(quicstream.Cancelled)
-		}
-		break
-	}
-	c.unlink(l)
-	l.close(quicstream.Done)
-	c.report(s, signalpb.TunnelState_TUNNEL_CLOSED, l)
-	c.metrics.tunnelDown(l.Path())
-	c.log.Debug().Str("session", s.id.Short()).Str("peer", s.miner.Short()).AnErr("cause", l.Err()).Msg("tunnel closed")
-}
-
-// silence watches for a miner that is gone: while a request runs it sends
-// something twice a second, however slow its model is.
-type silence struct {
-	heard uint64 // bytes received so far
-	since time.Time
-}
-
-// tooLong reports whether nothing at all has come for silenceLimit although a
-// request is running.
-func (s *silence) tooLong(now time.Time, inFlight int, received uint64) bool {
-	if inFlight == 0 || received != s.heard || s.since.IsZero() {
-		s.heard, s.since = received, now
-		return false
-	}
-	return now.Sub(s.since) >= silenceLimit
+	l.route.run(ctx)
+	c.done(l.route.s)
 }
 
 // report tells the coordinator how the tunnel is. It is lost when the

@@ -35,6 +35,9 @@ func (c *client) tricklesTo(m *signalpb.Candidates) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.sessions[id]
+	if s != nil && (s.asking || s.attempt != nil) {
+		s = s.attempt // nil: it is not here yet
+	}
 	for _, what := range all {
 		if s != nil {
 			s.trickle(what)

@@ -35,6 +35,7 @@ type CoordinatorConfig struct {
 	Metrics     string               `toml:"metrics"`      // TCP host:port of /metrics and /healthz; empty: off
 	STUN        string               `toml:"stun"`         // UDP host:port of address probes, which also take the next port; empty: off
 	PortMapping bool                 `toml:"port_mapping"` // ask the router to forward the ports, when nothing here is public
+	Relays      []string             `toml:"relays"`       // that are lent, the preferred first: RelayOwn or URLs, at most two; empty: none
 	TLS         TLSConfig            `toml:"tls"`
 	TURN        TURNConfig           `toml:"turn"`
 	Deadlines   CoordinatorDeadlines `toml:"deadlines"`
@@ -66,15 +67,17 @@ const (
 	AccessOpen = "open" // everybody
 )
 
+// RelayOwn is the relay inside the coordinator, in CoordinatorConfig.Relays.
+const RelayOwn = "own"
+
 // TURNConfig is [coordinator.turn]: the relay that is lent when no direct path
 // exists.
 type TURNConfig struct {
 	Enabled    bool            `toml:"enabled"`
-	Listen     string          `toml:"listen"`      // UDP host:port of the own relay; not opened when URLs are given
+	Listen     string          `toml:"listen"`      // UDP host:port of the own relay
 	Ports      PortRange       `toml:"ports"`       // of the relayed addresses
 	RelayIP    string          `toml:"relay_ip"`    // the address that peers reach; empty: found out
-	URLs       []string        `toml:"urls"`        // of a relay that somebody else runs, such as coturn; empty: the own
-	SecretFile string          `toml:"secret_file"` // shared with that relay (coturn: static-auth-secret)
+	SecretFile string          `toml:"secret_file"` // shared with relays that somebody else runs (coturn: static-auth-secret)
 	SecretEnv  string          `toml:"secret_env"`  // or the name of an environment variable
 	Secret     identity.Secret `toml:"-"`           // what SecretFile or SecretEnv held
 }
@@ -96,7 +99,8 @@ type MinerConfig struct {
 	Backends    []BackendConfig `toml:"backend"`
 	Queue       int             `toml:"queue"` // requests that wait for a slot; one more is refused as busy
 	Relay       RelayMode       `toml:"relay"`
-	PortMapping bool            `toml:"port_mapping"` // ask the router to forward a port to this node
+	PortMapping bool            `toml:"port_mapping"`     // ask the router to forward a port to this node
+	Probing     bool            `toml:"hard_nat_probing"` // as in [client]
 	Deadlines   MinerDeadlines  `toml:"deadlines"`
 }
 
@@ -131,7 +135,8 @@ type ClientConfig struct {
 	Origins     []string      `toml:"origins"`   // web pages that may use the local endpoint
 	Metrics     string        `toml:"metrics"`   // TCP host:port of /metrics and /healthz; empty: off
 	Relay       RelayMode     `toml:"relay"`
-	PortMapping bool          `toml:"port_mapping"` // ask the router to forward a port to this node
+	PortMapping bool          `toml:"port_mapping"`     // ask the router to forward a port to this node
+	Probing     bool          `toml:"hard_nat_probing"` // find a direct path through a NAT that maps per destination by many ports
 	Deadlines   Deadlines     `toml:"deadlines"`
 }
 
@@ -142,6 +147,7 @@ type Deadlines struct {
 	Direct     time.Duration `toml:"direct"`      // for a direct path
 	Relay      time.Duration `toml:"relay"`       // for a relayed path, from its start
 	QUIC       time.Duration `toml:"quic"`        // for one QUIC handshake
+	Resume     time.Duration `toml:"resume"`      // for a miner that fell silent in an answer to be reached over another path
 	FirstByte  time.Duration `toml:"first_byte"`  // for the answer's first byte: models load slowly
 	IdleTunnel time.Duration `toml:"idle_tunnel"` // an unused tunnel is kept so long
 	MaxIdle    time.Duration `toml:"max_idle"`    // of a tunnel that hears nothing
@@ -163,7 +169,7 @@ func DefaultConfig() *Config {
 	return &Config{
 		Coordinator: CoordinatorConfig{
 			Listen: ":4433", Access: AccessLink, Metrics: "127.0.0.1:9464",
-			STUN: ":3478", PortMapping: true, TLS: TLSConfig{Listen: defaultTLSListen},
+			STUN: ":3478", PortMapping: true, Relays: []string{RelayOwn}, TLS: TLSConfig{Listen: defaultTLSListen},
 			TURN: TURNConfig{Enabled: true, Listen: ":3478", Ports: PortRange{Min: 49160, Max: 49259}},
 			Deadlines: CoordinatorDeadlines{
 				Offer: time.Second, HeadStart: 250 * time.Millisecond, Lease: time.Minute, Session: time.Hour,
@@ -171,14 +177,14 @@ func DefaultConfig() *Config {
 		},
 		Miner: MinerConfig{
 			Metrics: "127.0.0.1:9465", Backends: []BackendConfig{defaultBackend()}, Queue: 8,
-			Relay: RelayAuto, PortMapping: true,
+			Relay: RelayAuto, PortMapping: true, Probing: true,
 			Deadlines: MinerDeadlines{ResumeWindow: 30 * time.Second, Drain: 30 * time.Second, MaxIdle: 30 * time.Second},
 		},
 		Client: ClientConfig{
-			Listen: "127.0.0.1:11500", Metrics: "127.0.0.1:9466", Relay: RelayAuto, PortMapping: true,
+			Listen: "127.0.0.1:11500", Metrics: "127.0.0.1:9466", Relay: RelayAuto, PortMapping: true, Probing: true,
 			Deadlines: Deadlines{
 				Match: 5 * time.Second, Direct: 3 * time.Second, Relay: 5 * time.Second, QUIC: 5 * time.Second,
-				FirstByte: 2 * time.Minute, IdleTunnel: 5 * time.Minute, MaxIdle: 30 * time.Second, Report: 10 * time.Second,
+				Resume: 3 * time.Second, FirstByte: 2 * time.Minute, IdleTunnel: 5 * time.Minute, MaxIdle: 30 * time.Second, Report: 10 * time.Second,
 			},
 		},
 	}

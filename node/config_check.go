@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"mintai/identity"
+	"mintai/signal"
 )
 
 const (
@@ -77,6 +78,7 @@ func (c *configChecker) coordinator(k *CoordinatorConfig) {
 	}
 	c.tls(&k.TLS)
 	c.turn(&k.TURN)
+	c.relays(k)
 	c.stun(k)
 	c.durations("coordinator.deadlines", reflect.ValueOf(k.Deadlines))
 }
@@ -118,7 +120,7 @@ func (c *configChecker) stun(k *CoordinatorConfig) {
 		return
 	}
 	turnHost, turnPort, turns := hostPort(k.TURN.Listen)
-	turns = turns && k.TURN.Enabled && len(k.TURN.URLs) == 0
+	turns = turns && k.TURN.Enabled && slices.Contains(k.Relays, RelayOwn)
 	_, signals, _ := hostPort(k.Listen)
 	switch {
 	case turns && turnPort == port && turnHost != host:
@@ -157,17 +159,36 @@ func (c *configChecker) turn(t *TURNConfig) {
 			c.fail(at+"relay_ip", "relay_ip must be the IP address at which others reach this machine, not %q", t.RelayIP)
 		}
 	}
-	for i, u := range t.URLs {
-		if !isTURNURL(u) {
-			c.fail(indexKey(at+"urls", i), "urls must be like \"turn:relay.example.org:3478?transport=udp\" (RFC 7065), not %q", u)
+	t.Secret = c.secret(at+"secret", t.SecretEnv, t.SecretFile)
+}
+
+// maxRelays is how many relays a grant names.
+const maxRelays = 1 + signal.MaxMoreRelays
+
+// relays checks which relays are lent.
+func (c *configChecker) relays(k *CoordinatorConfig) {
+	const at = "coordinator.relays"
+	if len(k.Relays) > maxRelays {
+		c.fail(at, "relays are at most %d", maxRelays)
+	}
+	others := false
+	for i, r := range k.Relays {
+		switch {
+		case slices.Contains(k.Relays[:i], r):
+			c.fail(indexKey(at, i), "relays has %q twice", r)
+		case r == RelayOwn:
+		case isTURNURL(r):
+			others = true
+		default:
+			c.fail(indexKey(at, i), "relays must be %q or like \"turn:relay.example.org:3478?transport=udp\" (RFC 7065), not %q", RelayOwn, r)
 		}
 	}
-	t.Secret = c.secret(at+"secret", t.SecretEnv, t.SecretFile)
-	if len(t.URLs) > 0 && t.SecretEnv == "" && t.SecretFile == "" {
-		c.fail(at+"urls", "urls needs secret_file or secret_env: the secret shared with that relay (coturn: static-auth-secret)")
-	}
-	if len(t.URLs) == 0 && (t.SecretEnv != "" || t.SecretFile != "") {
-		c.fail(at+"secret_file", "a secret without urls: the coordinator's own relay needs none")
+	hasSecret := k.TURN.SecretEnv != "" || k.TURN.SecretFile != ""
+	switch {
+	case others && !hasSecret:
+		c.fail(at, "relays of others need secret_file or secret_env in [coordinator.turn]: the secret shared with them (coturn: static-auth-secret)")
+	case !others && hasSecret:
+		c.fail("coordinator.turn.secret_file", "a secret without relays of others in [coordinator] relays: the coordinator's own needs none")
 	}
 }
 

@@ -1,8 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,6 +16,7 @@ import (
 	"mintai/ice"
 	"mintai/identity"
 	"mintai/quicstream"
+	"mintai/signal/signalpb"
 )
 
 // connector finds a path to a granted miner and opens the tunnel over it.
@@ -29,6 +33,11 @@ type connector struct {
 	unsaid func() ([]ice.Candidate, <-chan struct{})
 	// seen tells the coordinator from where the session's other end arrived.
 	seen func(identity.SessionID, ice.Reached)
+	// foretell tells the session's other end of ports at which this node may be
+	// reached.
+	foretell func(*session, []uint16)
+	// stun is where the coordinator answers STUN.
+	stun func() []netip.AddrPort
 	// coordinator is how this node reaches the coordinator now.
 	coordinator func() coordinatorAt
 	// dialTLS opens a TURN connection over TLS to host:port.
@@ -38,8 +47,10 @@ type connector struct {
 // link is an open tunnel with the path that it runs over.
 type link struct {
 	*quicstream.Tunnel
-	owner  *session // whose grant it was opened with
-	relay  relayLeg // owned; nil on a direct path
+	owner  *session   // whose grant it was opened with
+	route  *route     // that it is, or was, the tunnel of
+	leg    io.Closer  // owned: a relay's, or a further socket; nil: the node's own socket
+	lent   *lentRelay // the relay of the leg; nil: none
 	kind   ice.Kind
 	reason ice.Reason
 	miner  string
@@ -59,18 +70,18 @@ func (l *link) endsSoon(now time.Time) bool {
 	return l.kind.Relayed() && now.After(l.owner.expires.Add(-renewBefore))
 }
 
-// close ends the tunnel and frees its relay.
+// close ends the tunnel and frees its relay. Closing again does nothing.
 func (l *link) close(code quicstream.CloseCode) {
 	_ = l.Tunnel.Close(code) // it may be gone already: that is what was wanted
-	if l.relay != nil {
-		_ = l.relay.Close()
+	if l.leg != nil {
+		_ = l.leg.Close()
 	}
 }
 
 // connect blocks until a tunnel to the session's miner is up, every way failed,
 // a deadline passed, or ctx ends.
-func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
-	p := c.plan(s)
+func (c *connector) connect(ctx context.Context, s *session, want wanted) (*link, error) {
+	p := c.plan(s, want)
 	ctx, cancel := context.WithTimeout(ctx, max(p.direct, p.headStart+c.deadlines.Relay))
 	defer cancel()
 	w := ways{
@@ -78,18 +89,19 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 		heard:     func() bool { return false },
 		allowed:   func(h hop) bool { return c.mayDial(s, h) },
 		dial:      func(ctx context.Context, h hop) (tunnel, error) { return c.handshake(ctx, s, h) },
-		announce:  func(cand ice.Candidate) { c.trickle(s.id, []ice.Candidate{cand}) },
 	}
-	if s.relay != nil && c.relayMode != RelayNever {
+	var lent *lentRelay // that the leg is of; written before the race has it
+	if len(s.relays) > 0 && c.relayMode != RelayNever && !want.isUpgrade() {
 		w.openRelay = func(ctx context.Context) (relayLeg, error) {
-			leg, err := c.openRelay(ctx, s)
+			leg, from, err := c.openRelay(ctx, s, want)
 			if err != nil {
 				return nil, err // and not a nil of another type
 			}
+			lent = from
 			return leg, nil
 		}
 	}
-	if c.relayMode != RelayAlways {
+	if c.relayMode != RelayAlways && !want.relayOnly {
 		direct, err := c.socket.Open(ice.SessionConfig{
 			ID: s.id, Peer: s.miner, Controlling: true,
 			Local: s.localICE, Remote: s.remoteICE, Candidates: s.candidates, Policy: c.coordinator().policy(s.policy),
@@ -103,6 +115,7 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 		stop := c.tellMapped(ctx, s.id)
 		defer stop()
 		w.addRemote = func(more trickled) { c.addRemote(s, direct, more) }
+		c.probeWays(&w, s)
 	}
 	found, err := newRace(w, p).run(ctx)
 	if err != nil {
@@ -116,7 +129,11 @@ func (c *connector) connect(ctx context.Context, s *session) (*link, error) {
 		return nil, err
 	}
 	t, _ := found.tunnel.(*quicstream.Tunnel)
-	return &link{Tunnel: t, relay: found.hop.leg, kind: found.hop.kind, reason: found.reason, miner: s.minerName}, nil
+	l := &link{Tunnel: t, leg: found.hop.leg, kind: found.hop.kind, reason: found.reason, miner: s.minerName}
+	if found.hop.leg != nil && found.hop.kind.Relayed() {
+		l.lent = lent
+	}
+	return l, nil
 }
 
 // addRemote gives the checks what came later of the miner.
@@ -145,16 +162,21 @@ func (c *connector) mayDial(s *session, h hop) bool {
 }
 
 // plan reads the grant and this node's own settings.
-func (c *connector) plan(s *session) plan {
+func (c *connector) plan(s *session, want wanted) plan {
 	p := plan{
 		expect: s.expect, reason: s.expectReason,
 		headStart: min(s.headStart, c.deadlines.Direct), // whatever the coordinator says, this side's deadlines hold
 		direct:    c.deadlines.Direct,
-		legWanted: true, minerLeg: s.minerBlocked && s.relay != nil /* else it has none either */, predictable: s.predictable,
+		legWanted: true, minerLeg: s.minerBlocked && len(s.relays) > 0 /* else it has none either */, predictable: s.predictable,
 		candidates: s.candidates, trickled: s.trickled, minerName: s.minerName, stage: s.stage,
 	}
+	switch {
+	case want.isUpgrade():
+		p.legWanted, p.minerLeg, p.direct = false, false, time.Until(want.until)
+	case want.isRescue(): // no path waits for another
+		p.headStart, p.grace, p.direct = 0, rescueGrace, time.Until(want.until)
+	}
 	p.relayOff = c.relayMode == RelayNever
-	p.tellsRelayed = s.relay != nil && len(s.relay.urls) > 0
 	blocked := c.coordinator().overTLS
 	if blocked && p.expect != ice.RelayNeeded {
 		p.expect, p.reason = ice.RelayNeeded, ice.ClientUDPBlocked
@@ -214,7 +236,10 @@ func (c *connector) handshake(ctx context.Context, s *session, h hop) (tunnel, e
 		Transport: c.socket.Transport(), Addr: net.UDPAddrFromAddrPort(h.addr), Key: c.key, Peer: s.miner,
 		MaxIdle: c.deadlines.MaxIdle, Relayed: h.kind.Relayed(), Log: c.log,
 	}
-	if leg, ok := h.leg.(*ice.Relay); ok {
+	switch leg := h.leg.(type) {
+	case *ice.Relay:
+		cfg.Transport = leg.Transport()
+	case *ice.Punched:
 		cfg.Transport = leg.Transport()
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.deadlines.QUIC)
@@ -229,13 +254,41 @@ func (c *connector) handshake(ctx context.Context, s *session, h hop) (tunnel, e
 }
 
 // openRelay allocates at the first relay that answers. Over TLS it is tried
-// where nothing else gets through, and where UDP takes too long.
-func (c *connector) openRelay(ctx context.Context, s *session) (*ice.Relay, error) {
-	cfg := s.relay.config
-	cfg.Permit = permitted(s.candidates, s.policy.Proven)
-	cfg.PeerRelayed = s.minerBlocked
+// where nothing else gets through, and where UDP takes too long. The relay of a
+// path that is lost comes last.
+func (c *connector) openRelay(ctx context.Context, s *session, want wanted) (*ice.Relay, *lentRelay, error) {
+	lents := slices.Clone(s.relays)
+	if want.cause == signalpb.PathCause_PATH_CAUSE_LOST && want.old != nil && want.old.lent != nil {
+		slices.SortStableFunc(lents, func(a, b *lentRelay) int {
+			return cmp.Compare(btoi(a.same(want.old.lent)), btoi(b.same(want.old.lent)))
+		})
+	}
+	permit := permitted(s.candidates, s.policy.Proven)
 	opener := relayOpener{at: c.coordinator(), dialTLS: c.dialTLS, log: c.log}
-	return opener.open(ctx, cfg, s.relay)
+	leg, lent, err := opener.openAny(ctx, lents, func(cfg *ice.RelayConfig) {
+		cfg.Permit, cfg.PeerRelayed = permit, s.minerBlocked
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	candidates := []ice.Candidate{{Kind: ice.RelayUDP, Addr: leg.Addr()}}
+	switch {
+	case want.tell != nil:
+		if err := want.tell(ctx, candidates); err != nil {
+			_ = leg.Close()
+			return nil, nil, fmt.Errorf("telling the miner of the relay: %w", err)
+		}
+	case !lent.own(): // the coordinator does not know of it
+		c.trickle(s.id, candidates)
+	}
+	return leg, lent, nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // permitted are the addresses that a relay is asked to let in, one of each IP

@@ -46,7 +46,7 @@ func TestGrantOfAnOldCoordinator(t *testing.T) {
 			unsaid:      func() ([]ice.Candidate, <-chan struct{}) { return nil, nil },
 			coordinator: func() coordinatorAt { return coordinatorAt{host: "127.0.0.1"} },
 		}
-		_, err = c.connect(t.Context(), s)
+		_, err = c.connect(t.Context(), s, wanted{})
 		var path *PathError
 		if !errors.As(err, &path) || strings.Contains(path.Reason, "older than this program") != old {
 			t.Errorf("old %v: %v", old, err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,6 +58,7 @@ type coordinatorConfig struct {
 	Public     []string        // host names or addresses by which the Internet reaches this machine
 	STUN       string          // UDP host:port for address probes, and the next port; empty: none; port 0: any two
 	TURN       turnSettings
+	Relays     []string // that are lent, the preferred first: RelayOwn or URLs
 	TLS        tlsSettings
 	PortMap    bool   // ask the router to forward the ports, when nothing here is public
 	Reputation string // the ledger's file
@@ -80,9 +82,8 @@ type turnSettings struct {
 	Enabled          bool
 	Listen           string // UDP host:port of the STUN/TURN server
 	PortMin, PortMax uint16
-	RelayIP          string   // the address that miners reach; empty: found out
-	URLs             []string // of the operator's own servers instead, such as coturn
-	Secret           identity.Secret
+	RelayIP          string          // the address that miners reach; empty: found out
+	Secret           identity.Secret // shared with relays of others, such as coturn
 }
 
 // coordinator introduces clients to miners. It sees who talks to whom and how
@@ -152,7 +153,7 @@ func newCoordinator(cfg coordinatorConfig) (_ *coordinator, err error) {
 		return nil, &Error{Exit: ExitUsage, Code: "reputation", Message: "the reputation store: " + err.Error(), Err: err}
 	}
 	c.board = match.NewBoard(c.ledger)
-	c.relays.urls = cfg.TURN.URLs
+	c.relays.urls = slices.DeleteFunc(slices.Clone(cfg.Relays), func(r string) bool { return r == RelayOwn })
 	if err := c.startProbes(); err != nil {
 		return nil, err
 	}
@@ -307,10 +308,15 @@ func (c *coordinator) Message(p *signal.Peer, env *signalpb.Envelope) {
 	case *signalpb.Envelope_MatchRequest:
 		c.heard(p, now)
 		c.match(p, m.MatchRequest, now)
+	case *signalpb.Envelope_PathRequest:
+		c.heard(p, now)
+		c.anotherPath(p, m.PathRequest, now)
+	case *signalpb.Envelope_ProbePorts:
+		c.passPorts(p, m.ProbePorts)
 	case *signalpb.Envelope_Lease:
 		c.lease(p, m.Lease, now)
 	case *signalpb.Envelope_Taken:
-		c.taken(p, m.Taken.GetSession(), now)
+		c.taken(p, m.Taken, now)
 	case *signalpb.Envelope_Decline:
 		c.declined(p, m.Decline, now)
 	case *signalpb.Envelope_Candidates:

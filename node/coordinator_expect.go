@@ -21,6 +21,7 @@ type peerView struct {
 	told       []netip.AddrPort // what of it means the same to the other end
 	candidates []*signalpb.Candidate
 	local      bool // admitted as the coordinator's own user
+	probes     bool // takes part in hard-NAT probing
 	// beside are the addresses at which one on this machine comes to the relay
 	// here, other than where it was seen.
 	beside []netip.AddrPort

@@ -19,9 +19,11 @@ func (c *coordinator) announce(w io.Writer, secret identity.Secret, status *stat
 	p("coordinator %s", c.cfg.Key.ID())
 	c.announcePorts(p, status)
 	switch {
+	case len(c.relays.urls) > 0 && c.turn != nil:
+		p("  lends       its own relay and the one at %s", strings.Join(c.relays.urls, ", "))
 	case c.turn != nil:
-	case len(c.cfg.TURN.URLs) > 0:
-		p("  lends       the relay at %s", strings.Join(c.cfg.TURN.URLs, ", "))
+	case len(c.relays.urls) > 0:
+		p("  lends       the relay at %s", strings.Join(c.relays.urls, ", "))
 	default:
 		p("  lends       no relay: peers without a direct path will not reach each other")
 	}

@@ -43,7 +43,9 @@ func listenUDP(addr, setting string) (*net.UDPConn, error) {
 }
 
 // lendsOwn reports whether the coordinator runs a relay itself.
-func (c *coordinator) lendsOwn() bool { return c.cfg.TURN.Enabled && len(c.cfg.TURN.URLs) == 0 }
+func (c *coordinator) lendsOwn() bool {
+	return c.cfg.TURN.Enabled && slices.Contains(c.cfg.Relays, RelayOwn)
+}
 
 // startProbes answers where nodes find out what kind of network they are in.
 func (c *coordinator) startProbes() error {

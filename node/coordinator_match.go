@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -66,29 +67,15 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	s := &coordinatorSession{
 		id: id, client: p, clientID: p.Node(), principal: p.Principal(), minerID: choice.Miner, model: choice.Model,
 		request: req, exclude: exclude, attempt: attempt, outlook: o,
+		passwords: [2]string{ice.NewCredentials().Pwd, ice.NewCredentials().Pwd},
 		offerEnds: now.Add(c.cfg.Deadlines.Offer), expires: now.Add(c.cfg.Deadlines.Session),
 	}
 	c.mu.Lock()
 	c.openLocked(s)
 	c.mu.Unlock()
-	forClient, forMiner := mintICE()
-	relayClient, relayMiner := c.lendRelay(s, client, miner, o)
-	sameUser := client.local && miner.local
-	lifetime := max(1, time.Until(s.expires).Milliseconds())
-	ofMiner := miner.offered(o)
-	grant := &signalpb.Grant{
-		Nonce: req.GetNonce(), Session: s.id[:], Miner: choice.Miner[:], MinerName: choice.Name,
-		Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
-		Candidates: ofMiner, Relay: relayClient, Attempt: attempt, Why: clip(choice.Why), Slots: uint32(choice.Slots),
-		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
-		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.expected(o, o.lend)), Near: o.near,
-		MinerMapping: writeBehavior(miner.firstMapping(ofMiner)), MinerUdpBlocked: o.legs,
-	}
-	offer := &signalpb.Offer{
-		Session: s.id[:], Client: nodeBytes(p.Node()), Model: string(choice.Model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
-		Ice: forMiner, Candidates: client.offered(o), Call: req.GetNeeds().GetCall(), SameUser: sameUser, Relay: relayMiner,
-		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.expected(o, o.lend && o.legs)), Near: o.near,
-	}
+	grant, offer := c.introduction(s, client, miner, o)
+	grant.Nonce, grant.MinerName, grant.Attempt = req.GetNonce(), choice.Name, attempt
+	grant.Why, grant.Slots = clip(choice.Why), uint32(choice.Slots)
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", false, now)
 		return
@@ -101,7 +88,42 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 		Stringer("expect", o.expect).Stringer("reason", o.reason).Msg("matched")
 }
 
-func nodeBytes(id identity.NodeID) []byte { return id[:] }
+// relayPort stands where an address needs a port that means nothing: TURN's.
+const relayPort = 3478
+
+// introduction is what the two ends of a session are told of each other: how to
+// reach it, and with which credentials.
+func (c *coordinator) introduction(s *coordinatorSession, client, miner peerView, o outlook) (*signalpb.Grant, *signalpb.Offer) {
+	forClient, forMiner := mintICE()
+	relaysClient, relayMiner := c.lendRelay(s, client, miner, o)
+	sameUser := client.local && miner.local
+	lifetime := max(1, time.Until(s.expires).Milliseconds())
+	ofMiner := miner.offered(o)
+	grant := &signalpb.Grant{
+		Session: s.id[:], Miner: s.minerID[:],
+		Model: string(s.model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
+		Candidates:  ofMiner,
+		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
+		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.expected(o, o.lend)), Near: o.near,
+		MinerMapping: writeBehavior(miner.firstMapping(ofMiner)), MinerUdpBlocked: o.legs,
+	}
+	offer := &signalpb.Offer{
+		Session: s.id[:], Client: s.clientID[:], Model: string(s.model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
+		Ice: forMiner, Candidates: client.offered(o), Call: s.request.GetNeeds().GetCall(), SameUser: sameUser, Relay: relayMiner,
+		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.expected(o, o.lend && o.legs)), Near: o.near,
+	}
+	if o.lend {
+		for _, a := range c.relays.addrs() {
+			if len(offer.Relays) < signal.MaxAddresses {
+				offer.Relays = append(offer.Relays, writeAddress(netip.AddrPortFrom(a, relayPort)))
+			}
+		}
+	}
+	if len(relaysClient) > 0 {
+		grant.Relay, grant.MoreRelays = relaysClient[0], relaysClient[1:]
+	}
+	return grant, offer
+}
 
 // mintICE makes both sides' credentials, so that no answer leg is needed.
 func mintICE() (forClient, forMiner *signalpb.ICE) {
@@ -111,11 +133,16 @@ func mintICE() (forClient, forMiner *signalpb.ICE) {
 }
 
 // taken notes that the miner expects the client.
-func (c *coordinator) taken(p *signal.Peer, raw []byte, _ time.Time) {
+func (c *coordinator) taken(p *signal.Peer, m *signalpb.Taken, _ time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.sessionLocked(p, raw); s != nil && p.Role() == signalpb.Role_ROLE_MINER {
+	s := c.sessionLocked(p, m.GetSession())
+	switch {
+	case s == nil || p.Role() != signalpb.Role_ROLE_MINER:
+	case m.GetPath() == 0:
 		s.offerEnds = time.Time{}
+	case m.GetPath() == s.path:
+		s.pathEnds = time.Time{}
 	}
 }
 
@@ -124,6 +151,10 @@ func (c *coordinator) declined(p *signal.Peer, d *signalpb.Decline, now time.Tim
 	s := c.sessionLocked(p, d.GetSession())
 	c.mu.Unlock()
 	if s == nil || p.Role() != signalpb.Role_ROLE_MINER {
+		return
+	}
+	if d.GetPath() > 0 {
+		c.pathDeclined(s, d)
 		return
 	}
 	c.cfg.Metrics.declined()

@@ -72,7 +72,7 @@ func writeListing(offers []match.Offer, empty []string) *signalpb.Models {
 	for _, p := range places {
 		o := &offers[p.of]
 		entry := &signalpb.ModelOffer{
-			Model: writeModel(o.Model), Miner: nodeBytes(o.Miner), MinerName: o.Name, Reputation: o.Reputation,
+			Model: writeModel(o.Model), Miner: o.Miner[:], MinerName: o.Name, Reputation: o.Reputation,
 			Slots: uint32(o.Slots), InFlight: uint32(o.InFlight),
 		}
 		const tagAndLength = 4 // of a field of less than 16 KiB, or somewhat more

@@ -82,7 +82,7 @@ func (c *coordinator) ownAddrs() []netip.Addr {
 func (c *coordinator) look(p *signal.Peer, candidates []*signalpb.Candidate, said *signalpb.Network, now time.Time) peerView {
 	v := peerView{
 		id: p.Node(), relay: said.GetRelay(), observed: p.Observed(), overTLS: p.OverTLS(), candidates: candidates,
-		local: p.AdmittedAs() == admittedLocal,
+		local: p.AdmittedAs() == admittedLocal, probes: said.GetHardNatProbing(),
 	}
 	if !v.overTLS && // its connection lives, so it was heard from there not long ago
 		c.view.SawEarlier(v.id, v.observed, c.signalAt(v.observed.Addr()), now.Add(-signalSilence), now) {
@@ -282,21 +282,36 @@ func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now
 // lendRelay opens the relay for one session: its client may reach that
 // session's miner, at the addresses where the coordinator has seen it, and
 // nobody else. A miner that UDP does not reach gets a leg of its own.
-func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o outlook) (forClient, forMiner *signalpb.Relay) {
+func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o outlook) (forClient []*signalpb.Relay, forMiner *signalpb.Relay) {
 	if !o.lend {
 		return nil, nil
 	}
-	switch {
-	case len(c.cfg.TURN.URLs) > 0:
-		forClient = c.operatorRelay(s)
-		if o.legs {
-			forMiner = c.operatorRelay(s)
+	for _, r := range c.cfg.Relays {
+		var a, b *signalpb.Relay
+		switch {
+		case r != RelayOwn:
+			a = c.operatorRelay(s, r)
+			if o.legs {
+				b = a
+			}
+		case c.turn != nil:
+			a, b = c.lendOwn(s, client, miner, o)
+		default:
+			continue
 		}
-	case c.turn != nil:
-		forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Known: append(c.relayable(miner.proven, miner.observed.Addr()), miner.beside...), Expires: s.expires})
-		if o.legs {
-			forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Known: append(c.relayable(client.proven, client.observed.Addr()), client.beside...), Expires: s.expires})
+		forClient = append(forClient, a)
+		if forMiner == nil {
+			forMiner = b
 		}
+	}
+	return forClient, forMiner
+}
+
+// lendOwn opens the relay inside this process for a session.
+func (c *coordinator) lendOwn(s *coordinatorSession, client, miner peerView, o outlook) (forClient, forMiner *signalpb.Relay) {
+	forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Password: s.passwords[0], Known: append(c.relayable(miner.proven, miner.observed.Addr()), miner.beside...), Expires: s.expires})
+	if o.legs {
+		forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Password: s.passwords[1], Known: append(c.relayable(client.proven, client.observed.Addr()), client.beside...), Expires: s.expires})
 	}
 	return forClient, forMiner
 }
@@ -322,7 +337,7 @@ func (c *coordinator) relayable(proven []netip.AddrPort, connected netip.Addr) [
 
 // ownRelay lends one leg to whom it is for, at the ports that lead there.
 func (c *coordinator) ownRelay(to peerView, t ice.TURNSession) *signalpb.Relay {
-	t.Node, t.Password = to.id, ice.NewCredentials().Pwd
+	t.Node = to.id
 	user := c.turn.Allow(t)
 	outside := isPublic(to.observed.Addr())
 	return &signalpb.Relay{
@@ -335,10 +350,10 @@ func (c *coordinator) ownRelay(to peerView, t ice.TURNSession) *signalpb.Relay {
 // operatorRelay makes credentials for relays that somebody else runs. Those
 // refuse even to refresh once they have expired, and no renewal of the session
 // reaches them.
-func (c *coordinator) operatorRelay(s *coordinatorSession) *signalpb.Relay {
+func (c *coordinator) operatorRelay(s *coordinatorSession, url string) *signalpb.Relay {
 	expires := s.expires.Add(operatorRelayLife)
 	user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, expires)
-	return &signalpb.Relay{Urls: c.cfg.TURN.URLs, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
+	return &signalpb.Relay{Urls: []string{url}, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
 }
 
 // allocated tells a session's other end of a relayed address as soon as there is

@@ -31,6 +31,12 @@ type coordinatorSession struct {
 	renewed   time.Time // when its client last renewed it
 	matched   time.Time // when the two were told of each other; zero: they are being told
 	outlook   outlook
+	passwords [2]string // of the own relay, for all paths: the client's leg, the miner's
+	path      uint32    // number of the newest path that was asked for
+	pathNonce []byte    // of the request for it
+	pathEnds  time.Time // by when its miner must take it; zero: it has, or none is asked for
+	pathCount int       // of requests since pathSince
+	pathSince time.Time
 	relayed   int                   // relayed addresses of which an end was told
 	reports   int                   // of where an end came from
 	trickles  map[signalpb.Role]int // messages that one end caused at the other
@@ -178,7 +184,7 @@ func (c *coordinator) endLocked(s *coordinatorSession) {
 // sweep moves on what waits in vain.
 func (c *coordinator) sweep(now time.Time) {
 	c.mu.Lock()
-	var late, over []*coordinatorSession
+	var late, over, stuck []*coordinatorSession
 	for _, s := range c.sessions {
 		if s.orphaned.IsZero() && isDone(s.client) {
 			// Matched for a client that had left, or whose handshake failed: it
@@ -191,9 +197,15 @@ func (c *coordinator) sweep(now time.Time) {
 			over = append(over, s)
 		case !s.offerEnds.IsZero() && !s.offerEnds.After(now):
 			late = append(late, s)
+		case !s.pathEnds.IsZero() && !s.pathEnds.After(now):
+			s.pathEnds = time.Time{}
+			stuck = append(stuck, s)
 		}
 	}
 	c.mu.Unlock()
+	for _, s := range stuck {
+		c.noPath(s.client, s.pathNonce, signalpb.NoMatchCode_NO_MATCH_MINER_GONE, "the miner does not answer")
+	}
 	for _, s := range over {
 		c.tellMiner(s, sessionEndMessage(s.id, "over"))
 	}

@@ -144,27 +144,3 @@ func TestMinerRestarts(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
-
-func TestSilence(t *testing.T) {
-	t.Parallel()
-	at := func(s int) time.Time { return time.Unix(1000+int64(s), 0) }
-	var s silence
-	for i, c := range []struct {
-		second, inFlight int
-		received         uint64
-		tooLong          bool
-	}{
-		{0, 1, 100, false}, // the first look
-		{5, 1, 100, false}, // not yet
-		{6, 1, 100, true},  // nothing for six seconds
-		{7, 1, 101, false}, // something came
-		{12, 1, 101, false},
-		{13, 0, 101, false}, // nobody waits
-		{18, 1, 101, false},
-		{19, 1, 101, true},
-	} {
-		if got := s.tooLong(at(c.second), c.inFlight, c.received); got != c.tooLong {
-			t.Errorf("look %d: %v", i, got)
-		}
-	}
-}

@@ -26,7 +26,7 @@ func sendWith(t *testing.T, l *link, s *session) (int, string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testWait)
 	defer cancel()
-	hr, _, err := newTunnelRequest(ctx, s, req, "")
+	hr, err := newTunnelRequest(s, req, "").build(ctx, false, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +201,7 @@ func TestReadGrantRefusesNonsense(t *testing.T) {
 	id, miner := identity.NewSessionID(), newKey(t).ID()
 	good := func() *signalpb.Grant { return &signalpb.Grant{Session: id[:], Miner: miner[:], Ice: forClient} }
 	s, err := readGrant(good())
-	if err != nil || s.id != id || s.miner != miner || s.minerName != miner.Short() || s.relay != nil {
+	if err != nil || s.id != id || s.miner != miner || s.minerName != miner.Short() || len(s.relays) != 0 {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	for name, spoil := range map[string]func(*signalpb.Grant){

@@ -96,7 +96,7 @@ func newLab(t testing.TB, options ...func(*coordinatorConfig)) *lab {
 	l.clientMetrics, l.minerMetrics = newClientMetrics(l.registry), newMinerMetrics(l.registry)
 	l.config = coordinatorConfig{
 		Key: l.key, Listen: "127.0.0.1:0", JoinSecret: l.join, Local: l.local,
-		TURN:       turnSettings{Enabled: true, Listen: "127.0.0.1:0"},
+		TURN: turnSettings{Enabled: true, Listen: "127.0.0.1:0"}, Relays: []string{RelayOwn},
 		Reputation: filepath.Join(l.dir, "reputation.db"),
 		Deadlines:  DefaultConfig().Coordinator.Deadlines,
 		Log:        l.logger, Metrics: newCoordinatorMetrics(l.registry),

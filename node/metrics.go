@@ -111,6 +111,7 @@ type clientMetrics struct {
 	failures   *prometheus.CounterVec
 	connect    *prometheus.HistogramVec
 	firstToken prometheus.Histogram
+	moves      *prometheus.CounterVec
 }
 
 func newClientMetrics(r prometheus.Registerer) *clientMetrics {
@@ -121,7 +122,8 @@ func newClientMetrics(r prometheus.Registerer) *clientMetrics {
 		connect:    prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "mintai_client_connect_seconds", Help: "From the grant to the open tunnel.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 13)}, []string{"path"}),
 		firstToken: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "mintai_client_first_token_seconds", Help: "From the request to the first byte of its answer.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 15)}),
 	}
-	r.MustRegister(m.requests, m.tunnels, m.failures, m.connect, m.firstToken)
+	m.moves = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_client_path_changes_total", Help: "Tunnels that gave over to another one, by what the former and the new path are: direct or relay."}, []string{"from", "to"})
+	r.MustRegister(m.moves, m.requests, m.tunnels, m.failures, m.connect, m.firstToken)
 	return m
 }
 
@@ -143,6 +145,15 @@ func (m *clientMetrics) tunnelUp(p Path, took time.Duration) {
 	m.connect.WithLabelValues(p.Kind).Observe(took.Seconds())
 }
 
+func (m *clientMetrics) tunnelMoved(from, to Path) {
+	if m == nil {
+		return
+	}
+	m.tunnelDown(from)
+	m.tunnels.WithLabelValues(to.Kind, to.Code).Inc()
+	m.moves.WithLabelValues(from.word(), to.word()).Inc()
+}
+
 func (m *clientMetrics) tunnelDown(p Path) {
 	if m != nil {
 		m.tunnels.WithLabelValues(p.Kind, p.Code).Dec()
@@ -161,6 +172,7 @@ type minerMetrics struct {
 	declines   *prometheus.CounterVec
 	tokens     prometheus.Counter
 	firstToken prometheus.Histogram
+	moves      *prometheus.CounterVec
 }
 
 func newMinerMetrics(r prometheus.Registerer) *minerMetrics {

@@ -21,6 +21,7 @@ type coordinatorMetrics struct {
 	tunnels   *prometheus.CounterVec
 	rtt       *prometheus.HistogramVec
 	receipts  *prometheus.CounterVec
+	paths     *prometheus.CounterVec
 }
 
 func newCoordinatorMetrics(r prometheus.Registerer) *coordinatorMetrics {
@@ -35,8 +36,9 @@ func newCoordinatorMetrics(r prometheus.Registerer) *coordinatorMetrics {
 		tunnels:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_coordinator_tunnel_reports_total", Help: "Reports of clients about their tunnels, by state, kind of path and why it is that."}, []string{"state", "path", "reason"}),
 		rtt:       prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "mintai_coordinator_tunnel_rtt_seconds", Help: "Round trips of tunnels, as clients report them.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 13)}, []string{"path"}),
 		receipts:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_coordinator_receipts_total", Help: "Accounts of requests, by end and outcome."}, []string{"from", "outcome"}),
+		paths:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mintai_coordinator_paths_total", Help: "Requests for another path of a session, by cause."}, []string{"cause"}),
 	}
-	r.MustRegister(m.nodes, m.sessions, m.miners, m.relays, m.matches, m.unmatches, m.declines, m.tunnels, m.rtt, m.receipts)
+	r.MustRegister(m.paths, m.nodes, m.sessions, m.miners, m.relays, m.matches, m.unmatches, m.declines, m.tunnels, m.rtt, m.receipts)
 	return m
 }
 
@@ -80,6 +82,12 @@ func (m *coordinatorMetrics) unmatched(code signalpb.NoMatchCode) {
 func (m *coordinatorMetrics) declined() {
 	if m != nil {
 		m.declines.Inc()
+	}
+}
+
+func (m *coordinatorMetrics) path(cause signalpb.PathCause) {
+	if m != nil {
+		m.paths.WithLabelValues(causeLabel(cause)).Inc()
 	}
 }
 

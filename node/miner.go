@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -58,6 +59,7 @@ type minerConfig struct {
 	Deadlines  MinerDeadlines
 	Relay      RelayMode
 	MapPorts   bool
+	Probing    bool // take part in hard-NAT probing
 	Log        zerolog.Logger
 	Metrics    *minerMetrics
 }
@@ -94,8 +96,13 @@ type minerSession struct {
 	client  identity.NodeID
 	model   api.Model
 	expires time.Time
-	checks  *ice.Session // nil once the client has come, or never will
-	leg     *minerLeg    // nil: the client comes to the socket
+	checks  *ice.Session     // nil once the client has come, or never will
+	checked time.Time        // when they began
+	policy  ice.Policy       // to which addresses of the client anything may be sent
+	relays  []netip.AddrPort // where relays are that the client may come by
+	path    uint32           // number of the path that was looked for last
+	legs    []*minerLeg      // the newest last; none: the client comes to the socket
+	probe   *probeRun        // nil: none
 	since   time.Time
 	used    bool // something was asked
 }
@@ -120,7 +127,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 	}
 	m.network = newNetwork(networkConfig{
 		key: cfg.Key, socket: socket, coordinator: cfg.Membership.id, addrs: cfg.Membership.addrs, stunPort: cfg.Membership.stun,
-		relay: cfg.Relay, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
+		relay: cfg.Relay, probing: cfg.Probing, loopback: cfg.Loopback, mapper: mapperFor(cfg.MapPorts, socket, cfg.Loopback, cfg.Log),
 		overTLS: func() bool { return m.sig.Status().OverTLS }, log: cfg.Log,
 	})
 	tls := newTLSWay(cfg.Log)
@@ -151,7 +158,9 @@ func (m *miner) Run(ctx context.Context) error {
 	m.work = work
 	m.mu.Unlock()
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = m.network.Run(work) })      // beside the work: what
+	wg.Go(func() { _ = m.network.Run(work) }) // beside the work: what
+	wg.Go(func() { m.network.watch(work, m.relocated) })
+	wg.Go(func() { m.watchClients(work) })
 	wg.Go(func() { _ = m.network.mapPorts(work) }) // fails there is not an error here
 	errs := make(chan error, 3)
 	for _, part := range []func(context.Context) error{m.sig.Run, m.cfg.Backends.Run, m.serveTunnels} {
@@ -205,7 +214,8 @@ func (m *miner) closeSessions() {
 	defer m.mu.Unlock()
 	for _, s := range m.sessions {
 		s.stopChecksLocked()
-		s.closeLegLocked()
+		s.stopProbeLocked()
+		s.closeLegsLocked()
 	}
 }
 
@@ -242,6 +252,13 @@ func (m *miner) leaseLoop(ctx context.Context) {
 			m.sweep(now)
 		}
 	}
+}
+
+// relocated tells the coordinator at once from where this miner is reached now.
+func (m *miner) relocated() {
+	m.log.Info().Msg("this machine is in another network")
+	m.network.relocated()
+	m.sendLease()
 }
 
 // noteLoad makes the next lease come sooner.
@@ -283,7 +300,7 @@ func (m *miner) sweep(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range m.sessions {
-		if s.checks != nil && now.Sub(s.since) > checkLife {
+		if s.checks != nil && now.Sub(s.checked) > checkLife {
 			s.stopChecksLocked()
 		}
 		if !s.expires.After(now) || !s.used && now.Sub(s.since) > unusedLife {
@@ -313,7 +330,8 @@ func (m *miner) wakeLocked() {
 func (m *miner) endLocked(s *minerSession) {
 	m.noteEndedLocked(s.id)
 	s.stopChecksLocked()
-	s.closeLegLocked()
+	s.stopProbeLocked()
+	s.closeLegsLocked()
 	m.socket.Dismiss(s.id)
 	delete(m.sessions, s.id)
 	if n := m.granted[s.client]; n > 1 {
@@ -323,12 +341,25 @@ func (m *miner) endLocked(s *minerSession) {
 	}
 }
 
-// closeLegLocked lets the relay go.
-func (s *minerSession) closeLegLocked() {
-	if s.leg != nil {
-		s.leg.stop()
-		s.leg = nil
+// closeLegsLocked lets the relays go.
+func (s *minerSession) closeLegsLocked() {
+	for _, leg := range s.legs {
+		leg.stop()
 	}
+	s.legs = nil
+}
+
+// maxLegs is how many relays of its own a miner has in one session: one may carry
+// the tunnel, one is tried, and one may be on its way out.
+const maxLegs = 3
+
+// addLegLocked adds one more relay; the oldest gives way.
+func (s *minerSession) addLegLocked(leg *minerLeg) {
+	if len(s.legs) == maxLegs {
+		s.legs[0].stop()
+		s.legs = s.legs[1:]
+	}
+	s.legs = append(s.legs, leg)
 }
 
 // stopChecksLocked closes the agent; QUIC's keep-alive holds the mapping.

@@ -50,6 +50,12 @@ func (h *minerHandler) Message(env *signalpb.Envelope) {
 		if s := m.sessionLocked(msg.Candidates.GetSession()); s != nil {
 			m.learnLocked(s, msg.Candidates)
 		}
+	case *signalpb.Envelope_ProbePorts:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if s := m.sessionLocked(msg.ProbePorts.GetSession()); s != nil && s.probe != nil && s.path == msg.ProbePorts.GetPath() {
+			s.probe.foretell(msg.ProbePorts.GetPorts())
+		}
 	case *signalpb.Envelope_Renewed:
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -81,18 +87,24 @@ func (m *miner) offered(o *signalpb.Offer) {
 		m.log.Warn().Msg("malformed offer")
 		return
 	}
-	if reason := m.takeOffer(id, client, o); reason != "" {
-		m.mu.Lock()
-		m.noteEndedLocked(id)
-		m.mu.Unlock()
+	take := m.takeOffer
+	if o.GetPath() > 0 {
+		take = m.takePath
+	}
+	if reason := take(id, client, o); reason != "" {
+		if o.GetPath() == 0 {
+			m.mu.Lock()
+			m.noteEndedLocked(id)
+			m.mu.Unlock()
+		}
 		m.log.Debug().Str("session", id.Short()).Str("cause", reason).Msg("declined")
 		m.cfg.Metrics.declined(reason)
 		_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Decline{
-			Decline: &signalpb.Decline{Session: id[:], Reason: reason, RetryAfterMs: 2000},
+			Decline: &signalpb.Decline{Session: id[:], Reason: reason, RetryAfterMs: 2000, Path: o.GetPath()},
 		}})
 		return
 	}
-	_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: id[:]}}})
+	_ = m.sig.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Taken{Taken: &signalpb.Taken{Session: id[:], Path: o.GetPath()}}})
 }
 
 // takeOffer registers the session and starts its checks, or says why not.
@@ -102,7 +114,6 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	for _, model := range snap.Models {
 		offered = offered || string(model.Name) == o.GetModel() && (!model.SameUserOnly || o.GetSameUser())
 	}
-	local, remote := readICE(o.GetIce())
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -118,29 +129,70 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	s := &minerSession{
 		id: id, client: client, model: api.Model(o.GetModel()), expires: expiry(o), since: time.Now(),
 	}
+	if err := m.lookForLocked(s, o); err != nil {
+		m.socket.Dismiss(id)
+		return "no path"
+	}
+	m.sessions[id] = s
+	m.granted[client]++
+	m.wakeLocked()
+	return ""
+}
+
+// takePath looks for a client of this miner on another path, beside the present
+// one, or says why not.
+func (m *miner) takePath(id identity.SessionID, client identity.NodeID, o *signalpb.Offer) (refusal string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sessions[id]
+	switch {
+	case s == nil || s.client != client:
+		return "no such session here"
+	case o.GetPath() <= s.path:
+		return "" // said twice
+	case !m.mayCheckLocked(client):
+		return "busy"
+	}
+	if s = m.sessions[id]; s == nil { // it had to make room
+		return "busy"
+	}
+	s.path = o.GetPath()
+	s.stopChecksLocked()
+	s.stopProbeLocked()
+	m.socket.Dismiss(id)
+	if err := m.lookForLocked(s, o); err != nil {
+		return "no path"
+	}
+	return ""
+}
+
+// lookForLocked begins to look for the session's client: checks, the relay of
+// this miner's own where it is lent one, and many ports where that was agreed.
+func (m *miner) lookForLocked(s *minerSession, o *signalpb.Offer) error {
+	local, remote := readICE(o.GetIce())
 	at, candidates, policy := m.coordinatorAt(), readCandidates(o.GetCandidates()), readPolicy(o.GetProven(), o.GetNear())
+	s.policy, s.relays = *policy, readAddresses(o.GetRelays())
 	if m.cfg.Relay != RelayAlways { // else whoever comes, comes through the client's relay
 		m.admitLocked(s, at.believes(policy.Proven), candidates)
 	} else {
 		candidates = nil
 	}
 	checks, err := m.socket.Open(ice.SessionConfig{
-		ID: id, Peer: client, Local: local, Remote: remote, Candidates: candidates, Policy: at.policy(policy),
+		ID: s.id, Peer: s.client, Local: local, Remote: remote, Candidates: candidates, Policy: at.policy(policy),
 	})
 	if err != nil {
-		m.socket.Dismiss(id)
-		m.log.Warn().Err(err).Str("session", id.Short()).Msg("checks could not start")
-		return "no path"
+		m.log.Warn().Err(err).Str("session", s.id.Short()).Msg("checks could not start")
+		return err
 	}
-	s.checks = checks
-	m.beside.Go(func() { m.tellSeen(id, checks) })
+	s.checks, s.checked = checks, time.Now()
+	m.beside.Go(func() { m.tellSeen(s.id, checks) })
 	if lent := readRelay(o.GetRelay(), local, remote); lent != nil && m.cfg.Relay != RelayNever {
-		s.leg = m.openLeg(id, lent, candidates, policy.Proven)
+		s.addLegLocked(m.openLeg(s.id, lent, candidates, policy.Proven))
 	}
-	m.sessions[id] = s
-	m.granted[client]++
-	m.wakeLocked()
-	return ""
+	if o.GetProbing() != nil && m.cfg.Probing && m.cfg.Relay != RelayAlways {
+		s.probe = m.startProbe(s, o, local, remote)
+	}
+	return nil
 }
 
 // admitLocked lets the session's client begin a tunnel from its addresses.
@@ -162,8 +214,8 @@ func (m *miner) learnLocked(s *minerSession, msg *signalpb.Candidates) {
 	if m.cfg.Relay == RelayNever { // whatever the coordinator says
 		candidates = slices.DeleteFunc(candidates, func(c ice.Candidate) bool { return c.Kind.Relayed() })
 	}
-	if s.leg != nil {
-		s.leg.learn(candidates, proven)
+	if n := len(s.legs); n > 0 {
+		s.legs[n-1].learn(candidates, proven)
 	}
 	if s.checks == nil {
 		return
@@ -182,13 +234,26 @@ func (m *miner) learnLocked(s *minerSession, msg *signalpb.Candidates) {
 }
 
 // tellSeen tells the coordinator of the first public address from which the
-// client arrived. It ends with the checks.
+// client arrived, and ends the search among its ports when it came from one that
+// nobody could tell. It ends with the checks.
 func (m *miner) tellSeen(id identity.SessionID, checks *ice.Session) {
 	told := false
 	for at := range checks.Addrs() {
+		if at.Kind == ice.Prflx {
+			m.stopProbing(id, checks)
+		}
 		if !told && isPublic(at.Addr.Addr()) && !at.Kind.Relayed() {
 			told = true
 			_ = m.sig.Send(peerSeenMessage(id, at))
 		}
+	}
+}
+
+// stopProbing ends the session's probing of ports, if it is for those checks.
+func (m *miner) stopProbing(id identity.SessionID, checks *ice.Session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.sessions[id]; s != nil && s.checks == checks && s.probe != nil && !s.probe.hard {
+		s.probe.cancel()
 	}
 }

@@ -25,6 +25,10 @@ func (m *miner) authorize(client identity.NodeID) error {
 
 // serve answers one request that came through a tunnel.
 func (m *miner) serve(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.URL.EscapedPath() == pathCall {
+		m.servePath(w, r)
+		return
+	}
 	call, err := api.Lookup(r.Method, r.URL.EscapedPath())
 	if err != nil {
 		api.WriteError(w, "", &api.Error{Status: http.StatusNotFound, Code: api.CodeNotOffered, Message: "no such call here"})
@@ -92,7 +96,7 @@ func (m *miner) await(ctx context.Context, ready func() bool) {
 // the client's tunnel may run over that of another of its sessions.
 func (m *miner) useLocked(s *minerSession) {
 	s.used = true
-	if s.leg == nil || m.granted[s.client] < 2 {
+	if len(s.legs) == 0 || m.granted[s.client] < 2 {
 		return
 	}
 	for _, other := range m.sessions {
@@ -115,7 +119,9 @@ func (m *miner) sessionFor(client identity.NodeID, header string) (*minerSession
 		return nil, &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeShuttingDown, Message: "the miner is stopping"}
 	}
 	m.useLocked(s)
-	s.stopChecksLocked() // its client is here
+	if s.path == 0 {
+		s.stopChecksLocked() // its client is here; on its way to another path it asks over the former one
+	}
 	copied := *s
 	return &copied, nil
 }

@@ -16,7 +16,7 @@ func (m *miner) mayCheckLocked(client identity.NodeID) bool {
 		}
 		checking++
 		count[s.client]++
-		if l := latest[s.client]; l == nil || s.since.After(l.since) {
+		if l := latest[s.client]; !s.used && (l == nil || s.since.After(l.since)) { // one in use keeps its place
 			latest[s.client] = s
 		}
 		if count[s.client] > count[most] {
@@ -26,7 +26,7 @@ func (m *miner) mayCheckLocked(client identity.NodeID) bool {
 	switch {
 	case checking < maxChecking:
 		return true
-	case count[most] <= count[client]+1:
+	case count[most] <= count[client]+1 || latest[most] == nil:
 		return false
 	}
 	m.endLocked(latest[most])

@@ -75,10 +75,11 @@ func measureMTU(ctx context.Context, server netip.AddrPort, rto time.Duration, r
 		until := time.Now().Add(rto)
 		for best < largest && ctx.Err() == nil {
 			id, ok := readSTUN(conn, until)
-			if !ok && !time.Now().Before(until) {
+			if ok {
+				best = max(best, asked[id])
+			} else if !time.Now().Before(until) {
 				break
 			}
-			best = max(best, asked[id])
 		}
 	}
 	if best == 0 {

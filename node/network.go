@@ -32,6 +32,9 @@ const (
 	measureBurst = 4
 	// measureLimit is for one measurement.
 	measureLimit = 4 * time.Second
+	// watchEvery is how often the machine's addresses are looked at: it takes some
+	// 50 µs.
+	watchEvery = 250 * time.Millisecond
 	// resolveLimit is for looking up the coordinator's names.
 	resolveLimit = 3 * time.Second
 )
@@ -63,8 +66,10 @@ type networkConfig struct {
 	addrs       []string        // of its signaling, host:port
 	stunPort    uint16          // 0: none
 	relay       RelayMode
+	probing     bool            // takes part in hard-NAT probing
 	mapper      *portmap.Mapper // nil: off
 	overTLS     func() bool     // whether signaling came up over TLS only
+	loopback    bool            // the socket is bound to loopback
 	log         zerolog.Logger
 }
 
@@ -130,7 +135,7 @@ func (n *network) message() *signalpb.Network {
 	n.mu.Lock()
 	report := n.report
 	n.mu.Unlock()
-	out := &signalpb.Network{UdpBlocked: n.overTLS(), Relay: relayModes[n.relay]}
+	out := &signalpb.Network{UdpBlocked: n.overTLS(), Relay: relayModes[n.relay], HardNatProbing: n.probing}
 	if report == nil {
 		report = n.firstLook()
 	}
@@ -265,6 +270,39 @@ func (n *network) movedLocked(st signal.Status) bool {
 		}
 	}
 	return moved
+}
+
+// relocated takes in that this machine's addresses have changed: what was
+// measured is of another network. The coordinator is shown the new addresses at
+// once, which also tells it and its NAT where signaling is from now on.
+func (n *network) relocated() {
+	n.mu.Lock()
+	n.report = nil
+	if n.look != nil {
+		n.look.Close()
+		n.look = nil
+	}
+	n.mu.Unlock()
+	n.prove()
+	wake(n.measureNow)
+}
+
+// online reports whether this machine has an address with which it could reach
+// anybody.
+func (n *network) online() bool { return n.loopback || len(localAddrs()) > 0 }
+
+// watch calls moved each time that this machine's addresses have changed, until
+// ctx ends.
+func (n *network) watch(ctx context.Context, moved func()) {
+	before := localAddrs()
+	every(ctx, watchEvery, func(time.Time) {
+		if now := localAddrs(); !slices.Equal(now, before) {
+			before = now
+			if len(now) > 0 {
+				moved()
+			}
+		}
+	})
 }
 
 func wake(ch chan struct{}) {

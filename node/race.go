@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -45,11 +46,18 @@ type relayLeg interface {
 	Close() error
 }
 
+// fannedOut is a socket of its own, behind a NAT that maps per destination, that
+// reaches the peer; *ice.Punched is one.
+type fannedOut interface {
+	Peer() netip.AddrPort
+	Close() error
+}
+
 // hop is where one handshake goes, and from which end.
 type hop struct {
 	addr netip.AddrPort
-	kind ice.Kind // of the path: relayed when either end is a leg
-	leg  relayLeg // nil: from the node's own socket
+	kind ice.Kind  // of the path: relayed when either end is a leg
+	leg  io.Closer // a relayLeg or fannedOut; nil: from the node's own socket
 	// blind: nothing has come from there yet. A relay does not wait for it.
 	blind bool
 }
@@ -62,24 +70,27 @@ type ways struct {
 	allowed   func(hop) bool     // whether anything may be sent to an address that has not shown itself
 	dial      func(context.Context, hop) (tunnel, error)
 	openRelay func(context.Context) (relayLeg, error) // nil: there is none to be had
-	announce  func(ice.Candidate)                     // tells the peer of the leg's address
+	// fanOut opens many sockets until one reaches the peer, probe sends to many of
+	// the peer's ports until ctx ends: hard-NAT probing. Nil: none.
+	fanOut func(context.Context) (fannedOut, error)
+	probe  func(context.Context)
 }
 
 // plan is what is known when a race begins.
 type plan struct {
-	expect       ice.Expectation
-	reason       ice.Reason // of the expectation
-	headStart    time.Duration
-	direct       time.Duration // limit of the direct path
-	legWanted    bool          // false: the miner's own leg is enough
-	minerLeg     bool          // the miner is reached through a leg of its own only
-	predictable  bool          // the miner's NAT maps its socket to one address for everybody
-	candidates   []ice.Candidate
-	trickled     <-chan trickled
-	minerName    string
-	stage        func(string) // may be nil
-	relayOff     bool         // by this node's own setting
-	tellsRelayed bool         // the relay is not the coordinator's: this node tells the miner of it
+	expect      ice.Expectation
+	reason      ice.Reason // of the expectation
+	headStart   time.Duration
+	direct      time.Duration // limit of the direct path
+	legWanted   bool          // false: the miner's own leg is enough
+	minerLeg    bool          // the miner is reached through a leg of its own only
+	predictable bool          // the miner's NAT maps its socket to one address for everybody
+	candidates  []ice.Candidate
+	trickled    <-chan trickled
+	minerName   string
+	stage       func(string)  // may be nil
+	relayOff    bool          // by this node's own setting
+	grace       time.Duration // of a direct handshake under way before a relayed tunnel; 0: relayGrace
 }
 
 // won is the outcome of a race.
@@ -94,6 +105,12 @@ type dialed struct {
 	tunnel tunnel
 	via    hop
 	err    error
+}
+
+// fanned is the end of fanOut.
+type fanned struct {
+	out fannedOut
+	err error
 }
 
 // opened is the end of one attempt to get a relay.
@@ -112,10 +129,12 @@ type race struct {
 	dialed chan dialed // cap maxDials: a sender never blocks
 	opened chan opened // cap 1
 	again  chan hop    // cap maxDials: to be dialed once more
+	fanned chan fanned // cap 1
 
 	granted       int              // how many candidates came with the grant
 	proven        []netip.AddrPort // by the miner, since the grant
 	leg           relayLeg
+	fan           fannedOut
 	dials         int
 	tried         map[hop]bool
 	directPending int // handshakes with addresses that have shown themselves
@@ -126,9 +145,12 @@ type race struct {
 }
 
 func newRace(w ways, p plan) *race {
+	if p.grace == 0 {
+		p.grace = relayGrace
+	}
 	return &race{
 		ways: w, plan: p, granted: len(p.candidates), tried: make(map[hop]bool),
-		dialed: make(chan dialed, maxDials), opened: make(chan opened, 1), again: make(chan hop, maxDials),
+		dialed: make(chan dialed, maxDials), opened: make(chan opened, 1), again: make(chan hop, maxDials), fanned: make(chan fanned, 1),
 	}
 }
 
@@ -172,6 +194,10 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 			r.learn(ctx, more)
 		case h := <-r.again:
 			r.try(ctx, h)
+		case f := <-r.fanned:
+			if r.fan = f.out; f.err == nil {
+				r.try(ctx, hop{addr: r.fan.Peer(), kind: ice.Prflx, leg: r.fan})
+			}
 		case <-headStart.C:
 			if r.directPending == 0 {
 				r.startRelay(ctx)
@@ -191,7 +217,7 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 				_ = d.tunnel.Close(quicstream.Done)
 			case d.via.kind.Relayed():
 				relayed = r.winner(d)
-				grace = time.After(relayGrace)
+				grace = time.After(r.grace)
 			default:
 				if relayed != nil {
 					_ = relayed.tunnel.Close(quicstream.Done)
@@ -231,6 +257,20 @@ func (r *race) begin(ctx context.Context) {
 	if r.expect == ice.Direct && r.predictable && len(r.candidates) > 0 && !r.candidates[0].Kind.Relayed() {
 		first := r.candidates[0]
 		r.try(ctx, hop{addr: first.Addr, kind: first.Kind, blind: true})
+	}
+	r.probePorts(ctx)
+}
+
+// probePorts begins hard-NAT probing, where it was agreed.
+func (r *race) probePorts(ctx context.Context) {
+	if r.probe != nil {
+		r.wg.Go(func() { r.probe(ctx) })
+	}
+	if r.fanOut != nil {
+		r.wg.Go(func() {
+			out, err := r.fanOut(ctx)
+			r.fanned <- fanned{out: out, err: err}
+		})
 	}
 }
 
@@ -299,9 +339,6 @@ func (r *race) startRelay(ctx context.Context) {
 // useLeg lets the miner in.
 func (r *race) useLeg(ctx context.Context, leg relayLeg) <-chan ice.Reached {
 	r.leg = leg
-	if r.tellsRelayed {
-		r.announce(ice.Candidate{Kind: ice.RelayUDP, Addr: leg.Addr()})
-	}
 	for _, c := range r.candidates[r.granted:] { // for those of the grant it has been asked already
 		r.permit(ctx, c)
 	}
@@ -382,6 +419,8 @@ func (r *race) winner(d dialed) *won {
 	w := &won{tunnel: d.tunnel, hop: d.via}
 	if d.via.kind.Relayed() {
 		w.reason = r.relayReason()
+	} else if d.via.kind == ice.Prflx && (r.fanOut != nil || r.probe != nil) {
+		w.reason = ice.PortsProbed
 	} else {
 		w.reason = directReason(d.via, r.reason)
 	}
@@ -416,8 +455,17 @@ func (r *race) sweep(w *won) {
 			_ = o.leg.Close()
 		}
 	}
+	close(r.fanned)
+	for f := range r.fanned {
+		if f.out != nil {
+			_ = f.out.Close()
+		}
+	}
 	if r.leg != nil && (w == nil || w.hop.leg != r.leg) {
 		_ = r.leg.Close()
+	}
+	if r.fan != nil && (w == nil || w.hop.leg != r.fan) {
+		_ = r.fan.Close()
 	}
 }
 

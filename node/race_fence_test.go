@@ -45,7 +45,7 @@ func (f *fence) race(t *testing.T, p plan, allowed func(hop) bool, news ...trick
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := newRace(ways{
-		addRemote: func(trickled) {}, heard: func() bool { return false }, allowed: allowed, announce: func(ice.Candidate) {},
+		addRemote: func(trickled) {}, heard: func() bool { return false }, allowed: allowed,
 		dial: func(ctx context.Context, h hop) (tunnel, error) {
 			f.mu.Lock()
 			f.dialed = append(f.dialed, h)
@@ -159,11 +159,11 @@ func TestNoRelayOfTheMinerWithoutOne(t *testing.T) {
 	t.Parallel()
 	c := &connector{relayMode: RelayAuto, coordinator: func() coordinatorAt { return coordinatorAt{} }}
 	s := &session{id: identity.NewSessionID(), minerBlocked: true}
-	if p := c.plan(s); p.minerLeg {
+	if p := c.plan(s, wanted{}); p.minerLeg {
 		t.Error("a relay of the miner is waited for")
 	}
-	s.relay = &lentRelay{}
-	if p := c.plan(s); !p.minerLeg || p.legWanted {
+	s.relays = []*lentRelay{{}}
+	if p := c.plan(s, wanted{}); !p.minerLeg || p.legWanted {
 		t.Errorf("%+v", p)
 	}
 }

@@ -185,8 +185,8 @@ func simulate(t *testing.T, a, b *simNAT, expect ice.Expectation, reason ice.Rea
 	})
 	w := ways{
 		reached: reached, addRemote: func(trickled) {},
-		heard:    func() bool { mu.Lock(); defer mu.Unlock(); return len(heard) > 0 },
-		announce: func(ice.Candidate) {}, allowed: func(hop) bool { return true },
+		heard:   func() bool { mu.Lock(); defer mu.Unlock(); return len(heard) > 0 },
+		allowed: func(hop) bool { return true },
 		dial: func(ctx context.Context, h hop) (tunnel, error) {
 			if h.leg != nil {
 				if sleep(ctx, 2*simR) {

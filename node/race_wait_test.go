@@ -41,7 +41,7 @@ func TestRaceWaits(t *testing.T) {
 				began := time.Now()
 				got, err := newRace(ways{
 					reached: reached, addRemote: func(trickled) {}, heard: func() bool { return true },
-					allowed: func(hop) bool { return true }, announce: func(ice.Candidate) {},
+					allowed: func(hop) bool { return true },
 					dial: func(ctx context.Context, h hop) (tunnel, error) {
 						took := c.direct
 						if h.leg != nil {

@@ -17,6 +17,9 @@ import (
 // TLS as well.
 const tlsRelayAfter = 750 * time.Millisecond
 
+// nextRelayAfter is how long one relay may take until the other is tried as well.
+const nextRelayAfter = 250 * time.Millisecond
+
 // relayOpener opens a leg of a client or of a miner.
 type relayOpener struct {
 	at      coordinatorAt
@@ -24,18 +27,49 @@ type relayOpener struct {
 	log     zerolog.Logger
 }
 
-// open tries the ways to the relay, each a little after the one before, and
-// keeps the first that works.
+// open opens a leg at one relay.
 func (o relayOpener) open(ctx context.Context, cfg ice.RelayConfig, lent *lentRelay) (*ice.Relay, error) {
-	cfg.Log = o.log
-	if len(cfg.Permit) > 0 {
-		cfg.Peer = cfg.Permit[0].Addr() // where the coordinator sees the other end
+	one := *lent
+	one.config = cfg
+	relay, _, err := o.openAny(ctx, []*lentRelay{&one}, func(*ice.RelayConfig) {})
+	return relay, err
+}
+
+// openAny tries the ways to the relays, each a little after the one before, and
+// keeps the first that works. Each relay is tried by its best way before any is
+// by another. It says which relay it is.
+func (o relayOpener) openAny(ctx context.Context, lents []*lentRelay, complete func(*ice.RelayConfig)) (*ice.Relay, *lentRelay, error) {
+	var first, more []relayTry
+	for i, lent := range lents {
+		cfg := lent.config
+		complete(&cfg)
+		cfg.Log = o.log
+		if len(cfg.Permit) > 0 {
+			cfg.Peer = cfg.Permit[0].Addr() // where the coordinator sees the other end
+		}
+		for j, way := range o.tries(cfg, lent) {
+			switch {
+			case j > 0:
+				more = append(more, relayTry{way, lent, tlsRelayAfter})
+			case i > 0:
+				first = append(first, relayTry{way, lent, nextRelayAfter})
+			default:
+				first = append(first, relayTry{way, lent, 0})
+			}
+		}
 	}
-	tries := o.tries(cfg, lent)
+	tries := append(first, more...)
 	if len(tries) == 0 {
-		return nil, errors.New("the coordinator named no relay")
+		return nil, nil, errors.New("the coordinator named no relay")
 	}
 	return firstRelay(ctx, tries)
+}
+
+// relayTry is one way to one relay.
+type relayTry struct {
+	cfg   ice.RelayConfig
+	lent  *lentRelay
+	after time.Duration // the one before, unless that has failed
 }
 
 // tries are the ways to the relay, the most promising first. Over UDP that is
@@ -97,49 +131,52 @@ func openOne(ctx context.Context, cfg ice.RelayConfig) (*ice.Relay, error) {
 
 // firstRelay starts the tries one after the other: the next when one fails or
 // takes long. All have ended when it returns.
-func firstRelay(ctx context.Context, tries []ice.RelayConfig) (*ice.Relay, error) {
+func firstRelay(ctx context.Context, tries []relayTry) (*ice.Relay, *lentRelay, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type outcome struct {
 		relay *ice.Relay
+		lent  *lentRelay
 		err   error
 	}
 	results := make(chan outcome, len(tries))
 	next := time.NewTimer(0)
 	defer next.Stop()
-	var winner *ice.Relay
+	var won outcome
 	var first error
-	for started, ended := 0, 0; ended < len(tries) && (winner == nil || ended < started); {
+	for started, ended := 0, 0; ended < len(tries) && (won.relay == nil || ended < started); {
 		select {
 		case <-next.C:
-			if winner != nil || started == len(tries) {
+			if won.relay != nil || started == len(tries) {
 				continue
 			}
-			cfg := tries[started]
+			try := tries[started]
 			started++
 			go func() {
-				relay, err := openOne(ctx, cfg)
-				results <- outcome{relay, err}
+				relay, err := openOne(ctx, try.cfg)
+				results <- outcome{relay, try.lent, err}
 			}()
-			next.Reset(tlsRelayAfter)
+			if started < len(tries) {
+				next.Reset(tries[started].after)
+			}
 		case o := <-results:
 			ended++
 			switch {
-			case o.err == nil && winner == nil:
-				winner = o.relay
+			case o.err == nil && won.relay == nil:
+				won = o
 				cancel()
 			case o.err == nil:
 				_ = o.relay.Close()
 			case first == nil:
 				first = o.err
 			}
-			if winner == nil {
+			if won.relay == nil {
 				next.Reset(0)
 			}
 		}
 	}
-	if winner == nil {
-		return nil, first
+	if won.relay == nil {
+		return nil, nil, first
 	}
-	return winner, nil
+	return won.relay, won.lent, nil
 }

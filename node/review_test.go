@@ -354,7 +354,7 @@ func TestRenewedSessionKeepsItsRelay(t *testing.T) {
 	p := cl.ask(t, askOptions{prompt: []string{"?"}})
 	p.out.waitFor("first")
 	s := cl.session(t, m)
-	if cl.tunnel(t, m).relay == nil {
+	if cl.tunnel(t, m).leg == nil {
 		t.Fatal("the path is no relay")
 	}
 	first := s.expires

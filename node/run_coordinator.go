@@ -39,7 +39,7 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 	registry := newRegistry()
 	co, err := newCoordinator(coordinatorConfig{ //nolint:contextcheck // it opens ports and runs later
 		Key: key, Listen: cfg.Listen, JoinSecret: secret, Local: identity.NewSecret(), Open: cfg.Access == AccessOpen,
-		Public: cfg.Public, STUN: cfg.STUN, TURN: turnOf(cfg.TURN),
+		Public: cfg.Public, STUN: cfg.STUN, TURN: turnOf(cfg.TURN), Relays: cfg.Relays,
 		TLS: tlsOf(cfg.TLS, s.paths.ACME()), PortMap: cfg.PortMapping, Reputation: s.paths.Ledger(), Deadlines: cfg.Deadlines,
 		Log: s.log, Metrics: newCoordinatorMetrics(registry),
 	})
@@ -74,6 +74,6 @@ func (c *command) runCoordinator(ctx context.Context, std IO) error {
 func turnOf(t TURNConfig) turnSettings {
 	return turnSettings{
 		Enabled: t.Enabled, Listen: t.Listen, PortMin: t.Ports.Min, PortMax: t.Ports.Max,
-		RelayIP: t.RelayIP, URLs: t.URLs, Secret: t.Secret,
+		RelayIP: t.RelayIP, Secret: t.Secret,
 	}
 }

@@ -214,8 +214,8 @@ func TestNothingSecretIsWrittenDown(t *testing.T) {
 		for id, s := range cl.sessions {
 			secrets["client's ICE password of "+id.Short()] = s.localICE.Pwd
 			secrets["miner's ICE password of "+id.Short()] = s.remoteICE.Pwd
-			if s.relay != nil {
-				secrets["TURN password of "+id.Short()] = s.relay.config.Password
+			for _, lent := range s.relays {
+				secrets["TURN password of "+id.Short()] = lent.config.Password
 			}
 		}
 		return len(cl.sessions)

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"mintai/api"
@@ -29,6 +30,10 @@ type session struct {
 	once      bool    // for the requests that use it now only; guarded by the client's mu
 	uses      int     // requests and tunnels that need it; guarded by the client's mu
 
+	paths   uint32   // asked for after the first; guarded by the client's mu
+	attempt *session // the path that is looked for now; nil: none; guarded by the client's mu
+	asking  bool     // one has been asked for and is not here; guarded by the client's mu
+
 	localICE, remoteICE ice.Credentials
 	candidates          []ice.Candidate
 	policy              *ice.Policy // to which addresses anything may be sent
@@ -41,7 +46,27 @@ type session struct {
 	predictable  bool // the miner's NAT maps its socket to the first candidate for everybody
 	minerBlocked bool // the miner comes to a relay of its own
 
-	relay *lentRelay // nil: no relay to be had
+	relays []*lentRelay // the preferred first; none: no relay to be had
+
+	number   uint32        // of the path that this was granted for; 0: the first
+	probing  *probing      // nil: no hard-NAT probing
+	foretold chan []uint16 // ports at which the miner may come out
+}
+
+// probing is what both ends have agreed on: one opens many sockets, the other
+// sends to many ports.
+type probing struct {
+	hard        bool // this node opens the sockets
+	target      netip.AddrPort
+	provenUntil time.Time
+}
+
+func readProbing(p *signalpb.HardNATProbing, now time.Time) *probing {
+	target, ok := readAddress(p.GetTarget())
+	if !ok {
+		return nil
+	}
+	return &probing{hard: p.GetHard(), target: target, provenUntil: now.Add(provenFor - time.Duration(p.GetProvenMsAgo())*time.Millisecond)}
 }
 
 // trickled is what came of the other end after the grant.
@@ -55,6 +80,15 @@ type lentRelay struct {
 	config        ice.RelayConfig // without the server
 	port, tlsPort uint16          // of the coordinator's own; 0: none
 	urls          []string        // of the operator's
+}
+
+// own reports whether the relay is the coordinator's own, which it tells of by
+// itself, and with which it dies.
+func (l *lentRelay) own() bool { return len(l.urls) == 0 }
+
+// same reports whether both are one relay.
+func (l *lentRelay) same(other *lentRelay) bool {
+	return l != nil && other != nil && l.own() == other.own() && slices.Equal(l.urls, other.urls)
 }
 
 func readRelay(r *signalpb.Relay, local, remote ice.Credentials) *lentRelay {
@@ -107,7 +141,8 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 		policy:     readPolicy(g.GetProven(), g.GetNear()),
 		expect:     readExpectation(g.GetExpect()), expectReason: ice.Reason(g.GetExpectReason()),
 		predictable:  g.GetMinerMapping() == signalpb.Behavior_BEHAVIOR_ENDPOINT_INDEPENDENT,
-		minerBlocked: g.GetMinerUdpBlocked(),
+		minerBlocked: g.GetMinerUdpBlocked(), number: g.GetPath(), foretold: make(chan []uint16, maxForetold),
+		probing: readProbing(g.GetProbing(), time.Now()),
 	}
 	s.localICE, s.remoteICE = readICE(g.GetIce())
 	if s.localICE.Ufrag == "" || s.remoteICE.Ufrag == "" {
@@ -116,7 +151,11 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 	if s.minerName == "" {
 		s.minerName = miner.Short()
 	}
-	s.relay = readRelay(g.GetRelay(), s.localICE, s.remoteICE)
+	for _, r := range append([]*signalpb.Relay{g.GetRelay()}, g.GetMoreRelays()...) {
+		if lent := readRelay(r, s.localICE, s.remoteICE); lent != nil {
+			s.relays = append(s.relays, lent)
+		}
+	}
 	return s, nil
 }
 

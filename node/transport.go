@@ -3,8 +3,6 @@ package node
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -84,7 +82,6 @@ func (c *client) Do(ctx context.Context, req *api.Request, accept string) (*http
 				continue
 			}
 		}
-		tr.connect(l.Path)
 		resp, next, err := c.send(ctx, s, l, req, accept, tr)
 		switch next {
 		case deliver:
@@ -145,19 +142,17 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 		limit *= wholeShare
 	}
 	first := newFirstByte(limit, cancel)
-	hr, id, err := newTunnelRequest(first.watchQueue(ctx, tr), s, req, accept)
-	if err != nil {
-		first.stop()
-		cancel(nil)
-		c.done(s)
-		return nil, deliver, err
-	}
-	resp, err := l.RoundTrip(hr)
+	request := newTunnelRequest(s, req, accept)
+	car := newCarriage(first.watchQueue(ctx, tr), request)
+	tr.connect(func() Path { return car.path(l) })
+	resp, err := c.carry(car, l)
 	if err != nil {
 		first.stop()
 		cause := context.Cause(ctx)
 		cancel(nil)
-		next := c.afterFailure(s, l, id, cause, err)
+		_ = car.Close()
+		c.alight(car, l)
+		next := c.afterFailure(s, l, request.id, cause, err)
 		c.done(s)
 		if next != deliver {
 			c.retire(s, "failed")
@@ -165,7 +160,7 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 		return nil, next, failureOf(cause, err, s)
 	}
 	acc := &answer{
-		client: c, session: s, link: l, id: id, start: start, status: resp.StatusCode,
+		client: c, session: s, car: car, link: l, id: request.id, start: start, status: resp.StatusCode,
 		body: resp.Body, first: first, ctx: ctx, cancel: cancel, counter: api.NewTokenCounter(req.Call, req.Stream),
 	}
 	resp.Body = acc
@@ -180,8 +175,7 @@ func (c *client) send(ctx context.Context, s *session, l *link, req *api.Request
 }
 
 // afterFailure decides what follows a request that failed before its answer
-// began. Only a tunnel that is dead is taken down: others may have their answers
-// from it.
+// began.
 func (c *client) afterFailure(s *session, l *link, id identity.SessionID, cause, err error) after {
 	outcome, next := signalpb.Outcome_OUTCOME_LOST, otherMiner
 	switch {
@@ -194,9 +188,7 @@ func (c *client) afterFailure(s *session, l *link, id identity.SessionID, cause,
 		outcome = signalpb.Outcome_OUTCOME_BUSY
 	case errors.As(err, new(*quicstream.AbortedError)):
 		outcome = signalpb.Outcome_OUTCOME_BACKEND_ERROR
-	case errors.As(err, new(*quicstream.LostError)):
-		c.unlink(l)
-		l.close(quicstream.Done)
+	case isTunnelLost(err), errors.Is(err, errPatience), errors.Is(err, errResume): // whoever keeps the tunnel has given it up
 		if time.Since(s.granted) > c.deadlines.Direct { // a warm tunnel that died while nobody used it
 			next = sameMiner
 		}
@@ -246,26 +238,6 @@ func retryAfter(h http.Header) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// newTunnelRequest builds what goes through the tunnel: the call, the parsed
-// body with the granted model, and nothing else of the local request.
-func newTunnelRequest(ctx context.Context, s *session, req *api.Request, accept string) (*http.Request, identity.SessionID, error) {
-	granted := req.WithModel(s.model)
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://miner"+string(req.Call), bytes.NewReader(granted.Body))
-	if err != nil {
-		return nil, identity.SessionID{}, fmt.Errorf("building the request: %w", err)
-	}
-	var id identity.SessionID
-	_, _ = rand.Read(id[:])
-	hr.Header.Set(api.HeaderRequest, hex.EncodeToString(id[:]))
-	hr.Header.Set(api.HeaderSession, s.id.String())
-	hr.Header.Set("Content-Type", "application/json")
-	hr.Header.Set("User-Agent", "") // say nothing about this side
-	if accept != "" && len(accept) < 256 {
-		hr.Header.Set("Accept", accept)
-	}
-	return hr, id, nil
-}
-
 // errFirstByte says that the answer did not begin in time.
 var errFirstByte = errors.New("no answer began in time")
 
@@ -301,7 +273,8 @@ func (f *firstByte) watchQueue(ctx context.Context, tr *trace) context.Context {
 type answer struct {
 	client  *client
 	session *session
-	link    *link
+	car     *carriage
+	link    *link // on which it began
 	id      identity.SessionID
 	start   time.Time
 	status  int
@@ -421,7 +394,7 @@ func (a *answer) finish(outcome signalpb.Outcome) {
 		if a.refused {
 			outcome = signalpb.Outcome_OUTCOME_BUSY
 		}
-		acc := account{id: a.id, outcome: outcome, total: time.Since(a.start), bytes: a.bytes, path: a.link.Path()}
+		acc := account{id: a.id, outcome: outcome, total: time.Since(a.start), bytes: a.bytes, path: a.car.path(a.link)}
 		acc.tokens, _ = a.counter.Tokens()
 		if !a.firstAt.IsZero() {
 			acc.firstToken = a.firstAt.Sub(a.start)
@@ -430,6 +403,7 @@ func (a *answer) finish(outcome signalpb.Outcome) {
 			}
 		}
 		a.client.receipt(a.session, acc)
+		a.client.alight(a.car, a.link)
 		a.client.done(a.session)
 	})
 }
