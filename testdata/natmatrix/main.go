@@ -15,13 +15,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"mintai/testdata/labkit"
 )
 
 func main() {
@@ -176,35 +177,15 @@ func (o options) prepare(ctx context.Context, work string) (settings, error) {
 	if s.self, err = os.Executable(); err != nil {
 		return s, err
 	}
-	mod, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil && (o.mintai == "" || o.natlab == "") {
-		return s, fmt.Errorf("go env: %w", err)
-	}
-	root := filepath.Dir(strings.TrimSpace(string(mod)))
-	for _, b := range []struct {
-		file       *string
-		given, dir string
-		name       string
-	}{{&s.mintai, o.mintai, root, "mintai"}, {&s.natlab, o.natlab, filepath.Join(root, "testdata", "natlab"), "natlab"}} {
-		if b.given != "" {
-			if *b.file, err = filepath.Abs(b.given); err != nil {
-				return s, err
-			}
-			continue
-		}
-		*b.file = filepath.Join(work, b.name)
-		cmd := exec.CommandContext(ctx, "go", "build", "-o", *b.file, ".")
-		cmd.Dir = b.dir
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return s, fmt.Errorf("building %s: %w\n%s", b.name, err, out)
-		}
+	if s.Programs, err = labkit.Build(ctx, work, o.mintai, o.natlab); err != nil {
+		return s, err
 	}
 	if s.logs != "" {
 		if s.logs, err = filepath.Abs(s.logs); err != nil {
 			return s, err
 		}
 	}
-	s.binary, err = sum(s.mintai)
+	s.binary, err = sum(s.Mintai)
 	return s, err
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"mintai/testdata/labkit"
 )
 
 // measurement is what a cell showed: one line of the results file.
@@ -44,7 +46,8 @@ const giveUp = 3
 
 // settings are for all cells of a run.
 type settings struct {
-	programs
+	labkit.Programs
+	self   string // this program
 	binary string
 	n      int
 	rtt    time.Duration
@@ -77,20 +80,20 @@ func (s settings) measure(ctx context.Context, c cell, id string) (*measurement,
 func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) (err error) {
 	s.quiet.RLock()
 	defer s.quiet.RUnlock()
-	l := &lab{programs: s.programs, id: id, cell: c, settle: s.settle}
+	l := &lab{Lab: &labkit.Lab{Programs: s.Programs, ID: id}, cell: c, settle: s.settle}
 	if s.logs != "" {
-		l.dir = filepath.Join(s.logs, c.String())
-		err = errors.Join(os.RemoveAll(l.dir), os.MkdirAll(l.dir, 0o700))
+		l.Dir = filepath.Join(s.logs, c.String())
+		err = errors.Join(os.RemoveAll(l.Dir), os.MkdirAll(l.Dir, 0o700))
 	} else {
-		l.dir, err = os.MkdirTemp("", "natmatrix-"+id+"-")
+		l.Dir, err = os.MkdirTemp("", "natmatrix-"+id+"-")
 	}
 	if err != nil {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, l.down(ctx))
+		err = errors.Join(err, l.Down(ctx))
 		if s.logs == "" {
-			err = errors.Join(err, os.RemoveAll(l.dir))
+			err = errors.Join(err, os.RemoveAll(l.Dir))
 		}
 	}()
 	if err := l.build(ctx, s.rtt); err != nil {
@@ -179,38 +182,38 @@ func (s settings) askAll(ctx context.Context, l *lab, m *measurement, asked map[
 
 // ask is one client with an empty HOME.
 func (s settings) ask(ctx context.Context, l *lab, name string) (report, error) {
-	home := filepath.Join(l.dir, name)
+	home := filepath.Join(l.Dir, name)
 	if err := os.Mkdir(home, 0o700); err != nil {
 		return report{}, err
 	}
 	defer os.RemoveAll(home)
 	var r report
-	out, problem, code, err := l.run(ctx, "a", home, l.mintai, "-mode", "client", "ask", "-json", "-join", l.link, "tell me")
+	out, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-json", "-join", l.link, "tell me")
 	switch {
 	case err != nil:
-		return r, fmt.Errorf("%w: %s", err, lastLine(problem))
+		return r, fmt.Errorf("%w: %s", err, labkit.LastLine(problem))
 	case json.Unmarshal([]byte(out), &r) != nil:
-		return r, fmt.Errorf("exit code %d and no report: %s", code, lastLine(out+problem))
+		return r, fmt.Errorf("exit code %d and no report: %s", code, labkit.LastLine(out+problem))
 	case code != 0 && r.Error != nil:
 		return r, fmt.Errorf("exit code %d, %s: %s", code, r.Error.Code, r.Error.Message)
 	case code != 0:
-		return r, fmt.Errorf("exit code %d: %s", code, lastLine(problem))
+		return r, fmt.Errorf("exit code %d: %s", code, labkit.LastLine(problem))
 	case r.Path == nil || r.TTFT <= 0:
-		return r, fmt.Errorf("no path or no first token in the report: %s", lastLine(out))
+		return r, fmt.Errorf("no path or no first token in the report: %s", labkit.LastLine(out))
 	}
 	return r, nil
 }
 
 // askFooter asks once as people do, and compares the footer with the reports.
 func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) error {
-	home := filepath.Join(l.dir, "footer")
+	home := filepath.Join(l.Dir, "footer")
 	if err := os.Mkdir(home, 0o700); err != nil {
 		return err
 	}
 	// Not at a terminal -v is what asks for the footer.
-	_, problem, code, err := l.run(ctx, "a", home, l.mintai, "-mode", "client", "ask", "-v", "-join", l.link, "tell me")
+	_, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-v", "-join", l.link, "tell me")
 	if err != nil || code != 0 {
-		return fmt.Errorf("the ask for the footer: exit code %d: %v %s", code, err, lastLine(problem))
+		return fmt.Errorf("the ask for the footer: exit code %d: %v %s", code, err, labkit.LastLine(problem))
 	}
 	for line := range strings.Lines(problem) {
 		if strings.Contains(line, " on demo-box · ") {
@@ -223,7 +226,7 @@ func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked m
 	}
 	switch {
 	case m.Footer == "":
-		m.Disagree = append(m.Disagree, "no footer: "+lastLine(problem))
+		m.Disagree = append(m.Disagree, "no footer: "+labkit.LastLine(problem))
 	case !strings.Contains(m.Footer, "· "+word+" "):
 		m.Disagree = append(m.Disagree, fmt.Sprintf("the footer does not say %s: %s", word, m.Footer))
 	case !footerSays(m.Footer, m.Reasons):

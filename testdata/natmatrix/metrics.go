@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"mintai/testdata/labkit"
 )
 
 // tunnelCount is how many tunnels of one sort the coordinator heard of.
@@ -30,9 +32,9 @@ const coordinatorMetrics = "http://127.0.0.1:9464/metrics"
 // fetchMetrics compares what the coordinator counted with what the clients
 // reported: the same paths for the same reasons, as many as there were.
 func (s settings) fetchMetrics(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) error {
-	out, problem, code, err := l.run(ctx, "pub", l.dir, l.self, fetchWord, coordinatorMetrics)
+	out, problem, code, err := l.Run(ctx, "pub", l.Dir, s.self, fetchWord, coordinatorMetrics)
 	if err != nil || code != 0 {
-		return fmt.Errorf("the coordinator's metrics: exit code %d: %v %s", code, err, lastLine(problem))
+		return fmt.Errorf("the coordinator's metrics: exit code %d: %v %s", code, err, labkit.LastLine(problem))
 	}
 	m.Metrics, err = parseTunnels(out)
 	if err != nil {
