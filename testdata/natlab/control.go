@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -68,7 +69,7 @@ func (l *lab) control(r ctlReq) (string, error) {
 		}
 		st.black.Store(arg(1) != "off")
 		return "", nil
-	case "block": // block a b on|off
+	case "block", "maxlen": // block a b on|off, maxlen a b BYTES|off
 		s, err := siteOf(arg(0))
 		if err != nil {
 			return "", err
@@ -77,9 +78,19 @@ func (l *lab) control(r ctlReq) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		longest := 0
+		if r.Op == "maxlen" && arg(2) != "off" {
+			if longest, err = strconv.Atoi(arg(2)); err != nil || longest < 1 {
+				return "", errors.New("maxlen X Y BYTES|off")
+			}
+		}
 		for _, p := range []*path{l.core.paths[s.idx][d.idx], l.core.paths[d.idx][s.idx]} {
 			p.mu.Lock()
-			p.lp.Block = arg(2) != "off"
+			if r.Op == "maxlen" {
+				p.lp.MaxLen = longest
+			} else {
+				p.lp.Block = arg(2) != "off"
+			}
 			p.mu.Unlock()
 		}
 		return "", nil

@@ -21,6 +21,7 @@ type linkParams struct {
 	Burst   float64       // mean loss burst in packets; <=1: independent
 	Reorder float64       // 0..1: share of packets held back 3 ms more, others overtake
 	Block   bool
+	MaxLen  int // longer packets are lost; 0: none are
 }
 
 type path struct {
@@ -168,7 +169,7 @@ func (s *site) fromBelow(p *pkt) {
 	}
 	pa.mu.Lock()
 	lp := &pa.lp
-	if lp.Block {
+	if lp.Block || lp.MaxLen > 0 && len(p.b) > lp.MaxLen {
 		pa.mu.Unlock()
 		pa.blocked.Add(1)
 		putPkt(p)

@@ -188,8 +188,8 @@ func (l *lab) links() error {
 			}
 			p := l.core.paths[s.idx][d.idx]
 			p.mu.Lock()
-			blk := p.lp.Block
-			p.lp = linkParams{Delay: ms(rtt / 2), Jitter: ms(c.Jitter), Loss: c.Loss / 100, Burst: c.Burst, Reorder: c.Reorder / 100, Block: blk}
+			blk, longest := p.lp.Block, p.lp.MaxLen
+			p.lp = linkParams{Delay: ms(rtt / 2), Jitter: ms(c.Jitter), Loss: c.Loss / 100, Burst: c.Burst, Reorder: c.Reorder / 100, Block: blk, MaxLen: longest}
 			p.mu.Unlock()
 		}
 		r := c.Rate

@@ -101,3 +101,42 @@ func BenchmarkNATOut(b *testing.B) {
 		setSrc(p.b, &h, 0xc0a80102, 5000)
 	}
 }
+
+// TestMaxLen: of two sites only what is short passes between them, and everything
+// elsewhere.
+func TestMaxLen(t *testing.T) {
+	c := newCore(1)
+	var tops [3]sink
+	var sites [3]*site
+	for i, name := range []string{"A", "B", "P"} {
+		sites[i] = c.addSite(name, pfx([]string{"30.0.0.0/24", "40.0.0.0/24", "20.0.0.0/24"}[i]), nil)
+		sites[i].top = &tops[i]
+	}
+	l := &lab{core: c, sites: map[string]*labSite{"A": {site: sites[0]}, "B": {site: sites[1]}, "P": {site: sites[2]}}, hosts: map[string]*labHost{}}
+	a, b, p := uint32(30<<24|1), uint32(40<<24|1), uint32(20<<24|1)
+	send := func(from int, src, dst uint32, n int) { sites[from].fromBelow(udpPkt(src, dst, 1, 2, n)) }
+	want := func(what string, n ...int) {
+		t.Helper()
+		for i, top := range tops {
+			if len(top.got) != n[i] {
+				t.Errorf("%s: %d packets at %s, want %d", what, len(top.got), sites[i].name, n[i])
+			}
+		}
+	}
+	if _, err := l.control(ctlReq{Op: "maxlen", Args: []string{"A", "B", "300"}}); err != nil {
+		t.Fatal(err)
+	}
+	send(0, a, b, 272) // 300 bytes with its headers
+	send(0, a, b, 273)
+	send(1, b, a, 273)
+	send(0, a, p, 1400)
+	want("with a limit", 0, 1, 1)
+	if _, err := l.control(ctlReq{Op: "maxlen", Args: []string{"A", "B", "off"}}); err != nil {
+		t.Fatal(err)
+	}
+	send(1, b, a, 1400)
+	want("without", 1, 1, 1)
+	if _, err := l.control(ctlReq{Op: "maxlen", Args: []string{"A", "B", "long"}}); err == nil {
+		t.Error("a limit that is no number was taken")
+	}
+}

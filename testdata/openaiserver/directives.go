@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -15,9 +17,11 @@ import (
 //	[status=CODE] refuse with this status and an error object
 //	[nonsense]    answer 200 with bytes that are no JSON and no event stream
 //	[think=N]     N tokens of reasoning_content before the answer
+//	[size=N]      each token is filled up to N bytes (at most 16,384)
 //	[evil]        begin the answer with control sequences for a terminal
 type directives struct {
 	tokens, abort, status, think int
+	size                         int
 	first, delay                 time.Duration
 	nonsense, evil               bool
 }
@@ -25,10 +29,11 @@ type directives struct {
 const (
 	defaultTokens = 12
 	maxTokens     = 100_000
+	maxSize       = 16 << 10
 	maxWait       = time.Minute
 )
 
-var directiveRE = regexp.MustCompile(`\[(tokens|first|delay|abort|status|nonsense|think|evil)(?:=([0-9a-z.]{1,16}))?\]`)
+var directiveRE = regexp.MustCompile(`\[(tokens|first|delay|abort|status|nonsense|think|size|evil)(?:=([0-9a-z.]{1,16}))?\]`)
 
 // parseDirectives reads the bracketed words of a message; what it cannot read
 // keeps its default. limit is the request's max_tokens, 0 for none.
@@ -48,6 +53,8 @@ func parseDirectives(message string, limit int) directives {
 			d.abort = n
 		case m[1] == "think" && numErr == nil && n >= 0:
 			d.think = min(n, maxTokens)
+		case m[1] == "size" && numErr == nil && n >= 0:
+			d.size = min(n, maxSize)
 		case m[1] == "status" && numErr == nil && n >= 400 && n <= 599:
 			d.status = n
 		case m[1] == "first" && waitErr == nil && wait >= 0:
@@ -77,6 +84,12 @@ const evil = "\x1b]0;owned\x07\u009b31m\u202e"
 // answer is what d says: Answer, and before it what a terminal must not see raw.
 func (d directives) answer() []string {
 	out := Answer(d.tokens)
+	for i := range out {
+		if short := d.size - len(out[i]); short > 0 { // the token's number, again and again
+			filling := fmt.Sprintf(" %d", i)
+			out[i] += strings.Repeat(filling, short/len(filling)+1)[:short]
+		}
+	}
 	if d.evil && len(out) > 0 {
 		out[0] = evil + out[0]
 	}

@@ -227,6 +227,8 @@ func TestParseDirectives(t *testing.T) {
 		"[tokens=999999999]":         {tokens: maxTokens, abort: -1},
 		"[first=2h] [think=2]":       {tokens: defaultTokens, abort: -1, first: maxWait, think: 2},
 		"[nonsense] [abort=0]":       {tokens: defaultTokens, nonsense: true},
+		"[size=2000]":                {tokens: defaultTokens, abort: -1, size: 2000},
+		"[size=1000000]":             {tokens: defaultTokens, abort: -1, size: maxSize},
 		"[evil]":                     {tokens: defaultTokens, abort: -1, evil: true},
 	} {
 		if got := parseDirectives(in, 0); got != want {
@@ -235,5 +237,16 @@ func TestParseDirectives(t *testing.T) {
 	}
 	if got := parseDirectives("[tokens=50]", 7).tokens; got != 7 {
 		t.Errorf("max_tokens: %d tokens, want 7", got)
+	}
+}
+
+// TestFilledTokens: each is as long as asked, and none looks like another.
+func TestFilledTokens(t *testing.T) {
+	seen := map[string]bool{}
+	for _, token := range (directives{tokens: 100, size: 1500}).answer() {
+		if len(token) != 1500 || seen[token] {
+			t.Fatalf("%d bytes, seen before: %v", len(token), seen[token])
+		}
+		seen[token] = true
 	}
 }
