@@ -27,7 +27,8 @@ type attachment struct {
 
 	noBody bool   // the request was HEAD
 	queued int    // bytes queued since the last write that waited
-	frame  []byte // scratch for small DATA frames
+	frame  []byte // scratch for small frames
+	pad    padding
 
 	// The answer's mutex guards what follows.
 	sent   int64     // body offset of the next byte to send
@@ -238,6 +239,9 @@ func (t *attachment) write(p []byte) error {
 		return t.writeFrame(t.frame, p)
 	}
 	t.frame = append(t.frame, p...)
+	if n := t.pad.after(len(t.frame)); n > 0 {
+		t.frame = appendPadding(t.frame, n)
+	}
 	if t.queued+len(t.frame) <= queueLimit {
 		switch err := t.qs.TryWriteAll(t.frame); {
 		case err == nil:
@@ -264,6 +268,14 @@ func (t *attachment) writeFrame(head, payload []byte) error {
 			return err
 		}
 	}
-	_, err := t.qs.Write(payload)
+	if _, err := t.qs.Write(payload); err != nil {
+		return err
+	}
+	n := t.pad.after(len(head) + len(payload))
+	if n == 0 {
+		return nil
+	}
+	t.frame = appendPadding(t.frame[:0], n)
+	_, err := t.qs.Write(t.frame)
 	return err
 }

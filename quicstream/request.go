@@ -113,7 +113,7 @@ func (c *serverConn) carry(w http.ResponseWriter, r *http.Request, qs *quic.Stre
 		c.server.refuse(w, http.StatusConflict, RefusedStale, "a later attempt carries this answer")
 		return
 	}
-	att := &attachment{w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead}
+	att := &attachment{w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead, pad: padding{off: c.server.cfg.NoPadding}}
 	c.leave(att, a.attach(att)) //nolint:contextcheck // the answer has a context of its own
 }
 

@@ -59,6 +59,8 @@ type ServerConfig struct {
 	BodyTimeout     time.Duration // longest wait for a request body
 	StallTimeout    time.Duration // longest time a client may not read at all
 	MaxIdle         time.Duration // a connection that hears nothing for so long is lost
+	// NoPadding lets the lengths of an answer's packets follow those of its pieces.
+	NoPadding bool
 
 	// Log gets one line for a connection or an answer that ended badly. The
 	// zero Logger is silent.

@@ -165,37 +165,56 @@ const heartbeatPeriod = 500 * time.Millisecond
 // heartbeat sends a datagram (RFC 9221) at each beat while a request runs, so
 // that a client can tell a slow model from a dead path in seconds. It fills the
 // largest packet that the connection believes to pass: a path that loses what is
-// long and lets the rest through is as dead for answers as one that loses all.
+// long and lets the rest through is as dead for answers as one that loses all. Its
+// first byte says whether the client is heard in return.
 func (c *serverConn) heartbeat() {
 	beat := time.NewTicker(heartbeatPeriod)
 	defer beat.Stop()
-	var filled []byte
+	filled := make([]byte, maxHeartbeat)
+	var received uint64
+	var heard time.Time
 	for {
 		select {
-		case <-beat.C:
-			if c.requests() > 0 {
-				filled = sendFull(c.conn, filled)
+		case now := <-beat.C:
+			if c.requests() == 0 {
+				heard = time.Time{}
+				continue
 			}
+			if n := c.conn.ConnectionStats().PacketsReceived; n != received || heard.IsZero() {
+				received, heard = n, now
+			}
+			filled[0] = heartbeatHearing
+			if now.Sub(heard) >= deafAfter {
+				filled[0] = heartbeatDeaf
+			}
+			sendFull(c.conn, filled)
 		case <-c.conn.Context().Done():
 			return
 		}
 	}
 }
 
-// maxHeartbeat is longer than any packet: quic-go then says how much fits.
-const maxHeartbeat = 1500
+const (
+	// maxHeartbeat is longer than any packet: quic-go then says how much fits.
+	maxHeartbeat = 1500
+	// deafAfter is how long nothing may come from a client that should have
+	// acknowledged a heartbeat.
+	deafAfter = heartbeatPeriod
+)
 
-// sendFull sends the longest datagram that fits, and returns the buffer for the
-// next one. A full queue or the connection's end is nothing to do about.
-func sendFull(conn *quic.Conn, buf []byte) []byte {
-	if buf == nil {
-		buf = make([]byte, maxHeartbeat)
-	}
-	err := conn.SendDatagram(buf[:maxHeartbeat])
+// The first byte of a heartbeat.
+const (
+	heartbeatHearing = 0 // the client is heard
+	heartbeatDeaf    = 1 // nothing comes from it: the path is dead in that direction
+)
+
+// sendFull sends the longest beginning of buf that fits. A full queue or the
+// connection's end is nothing to do about.
+func sendFull(conn *quic.Conn, buf []byte) {
+	err := conn.SendDatagram(buf)
 	if large, ok := errors.AsType[*quic.DatagramTooLargeError](err); ok && large.MaxDatagramPayloadSize > 0 {
 		_ = conn.SendDatagram(buf[:min(maxHeartbeat, large.MaxDatagramPayloadSize)])
 	}
-	return buf
 }
 
 func (c *serverConn) track(str *quic.Stream) {

@@ -81,10 +81,13 @@ func Dial(ctx context.Context, cfg DialConfig) (*Tunnel, error) {
 // acceptHeartbeats notes the miner's datagrams, until the connection ends.
 func (t *Tunnel) acceptHeartbeats() {
 	for {
-		if _, err := t.conn.ReceiveDatagram(context.Background()); err != nil {
+		beat, err := t.conn.ReceiveDatagram(context.Background())
+		if err != nil {
 			return
 		}
-		t.lastHeard.Store(time.Now().UnixNano())
+		if len(beat) == 0 || beat[0] != heartbeatDeaf { // else what this end says does not arrive
+			t.lastHeard.Store(time.Now().UnixNano())
+		}
 	}
 }
 
@@ -306,9 +309,10 @@ func (t *Tunnel) InFlight() int { return int(t.inFlight.Load()) }
 // made.
 func (t *Tunnel) LastUsed() time.Time { return time.Unix(0, t.lastUsed.Load()) }
 
-// LastHeard returns when the miner was last heard of: by its
-// heartbeat, which comes twice a second while a request runs. Silence of several
-// seconds with a request in flight means that the path is dead, or the miner is.
+// LastHeard returns when the path last worked both ways: when the miner's
+// heartbeat came, which it sends twice a second while a request runs, and said
+// that the miner hears this end. Silence of more than a second with a request in
+// flight means that the path is dead, or the miner is.
 func (t *Tunnel) LastHeard() time.Time { return time.Unix(0, t.lastHeard.Load()) }
 
 // Close ends the tunnel, tells the miner why, and waits for its goroutines.
