@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+	"time"
+
+	"mintai/testdata/labkit"
+)
+
+// longest is the longest pause that ended after from. What lies before the later
+// of from and woke, when the reader slept, does not count.
+func longest(at []time.Time, from, woke time.Time) time.Duration {
+	most := time.Duration(0)
+	for i := 1; i < len(at); i++ {
+		begin, end := at[i-1], at[i]
+		if !end.After(from) {
+			continue
+		}
+		if begin.Before(woke) {
+			begin = woke
+		}
+		most = max(most, end.Sub(begin))
+	}
+	return most
+}
+
+// differ says where two answers part; empty: they are the same.
+func differ(got, want []byte) string {
+	if bytes.Equal(got, want) {
+		return ""
+	}
+	n := 0
+	for n < min(len(got), len(want)) && got[n] == want[n] {
+		n++
+	}
+	return fmt.Sprintf("%d bytes instead of %d, and another answer from byte %d on", len(got), len(want), n)
+}
+
+// pathLine is how `ask -v` names the path at its end.
+var pathLine = regexp.MustCompile(`(?m)^path ([a-z-]+): (.*?) · `)
+
+// changedLine is how the client logs that it left one path for another.
+var changedLine = regexp.MustCompile(`"from":"([a-z-]+)","path":"([a-z-]+)"`)
+
+// word is a path in one word.
+func word(kind string) string {
+	if strings.HasPrefix(kind, "relay") {
+		return "relay"
+	}
+	return "direct"
+}
+
+// judge compares what came with what must.
+func (t *trial) judge(e event, want []byte, ended time.Time) {
+	fault := func(format string, args ...any) { t.faults = append(t.faults, fmt.Sprintf(format, args...)) }
+	got := t.client.arrived()
+	t.bytes = len(got.text)
+	said := t.client.problem.String()
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(t.client.err, &exit) {
+		code = exit.ExitCode()
+	}
+	if m := changedLine.FindStringSubmatch(said); m != nil {
+		t.pathFirst = m[1]
+	}
+	if m := pathLine.FindStringSubmatch(said); m != nil {
+		t.path = m[1]
+		if t.pathFirst == "" {
+			t.pathFirst = m[1]
+		}
+	}
+	if e.lost {
+		t.pause = ended.Sub(t.happened)
+		switch {
+		case code == 0 || !strings.Contains(said, "mintai: "):
+			fault("exit code %d without an error", code)
+		case !bytes.HasPrefix(want, got.text) || len(got.text) == 0 || len(got.text) == len(want):
+			fault("what came is not a beginning of the answer: %s", differ(got.text, want))
+		case t.pause > e.limit:
+			fault("the error came after %.2f s, limit %.2f s", t.pause.Seconds(), e.limit.Seconds())
+		}
+		return
+	}
+	t.pause = longest(got.at, t.happened, t.woke)
+	limit := e.limit
+	if limit == upgradeLimit {
+		limit += cadence
+	}
+	if code != 0 {
+		fault("exit code %d: %s", code, labkit.LastLine(said))
+	}
+	if d := differ(got.text, want); d != "" {
+		fault("%s", d)
+	}
+	if t.pause > limit {
+		fault("a pause of %.3f s, limit %.3f s", t.pause.Seconds(), limit.Seconds())
+	}
+	if e.path != "" && word(t.path) != e.path {
+		fault("the path is %s at the end, want %s", t.path, e.path)
+	}
+	if e.name == "upgrade" {
+		t.judgeShorts(fault)
+	}
+}
+
+var shortsLine = regexp.MustCompile(`(\d+) requests, (\d+) failed`)
+
+// judgeShorts looks at the short requests that ran beside the answer.
+func (t *trial) judgeShorts(fault func(string, ...any)) {
+	select {
+	case <-t.proxy.Done():
+	case <-time.After(restTime):
+		fault("the short requests do not end")
+		return
+	}
+	text, _ := t.proxy.Text()
+	m := shortsLine.FindStringSubmatch(text)
+	switch {
+	case m == nil:
+		fault("the short requests: %s", labkit.LastLine(text))
+	case m[1] == "0" || m[2] != "0":
+		fault("of the short requests beside it: %s", m[0])
+	default:
+		t.shorts = m[1]
+	}
+}
+
+// line is a trial in one line.
+func (t *trial) line(e event) string {
+	s := fmt.Sprintf("%-32s pause %6.3f s  %s → %s", e.name, t.pause.Seconds(), t.pathFirst, t.path)
+	if e.lost {
+		s = fmt.Sprintf("%-32s error after %6.3f s", e.name, t.pause.Seconds())
+	}
+	if !t.released.IsZero() {
+		s += fmt.Sprintf("  relay free after %.1f s", t.released.Sub(t.happened).Seconds())
+	}
+	if t.shorts != "" {
+		s += "  " + t.shorts + " short requests, none failed"
+	}
+	for _, f := range t.faults {
+		s += "\n    FAILS: " + f
+	}
+	return s
+}
