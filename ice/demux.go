@@ -113,12 +113,10 @@ func newDemux(t *quic.Transport) *demux {
 // arm makes the transport keep datagrams that are not QUIC: it drops them until
 // it is asked for one for the first time, and the goroutine that does may begin
 // after an answer is there. It returns why the transport cannot work.
-func (d *demux) arm() error { return arm(d.transport) }
-
-func arm(t *quic.Transport) error {
+func (d *demux) arm() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, _, err := t.ReadNonQUICPacket(ctx, nil); err != nil && !errors.Is(err, context.Canceled) {
+	if _, _, err := d.transport.ReadNonQUICPacket(ctx, nil); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil

@@ -74,7 +74,7 @@ type FanConfig struct {
 // It ends with ctx, after 6 s (ErrNotPunched), and when the Socket is closed.
 // ErrProbing, ErrProbedOften, ErrUnproven, ErrForbidden and ErrFewSockets say why
 // a run may not begin.
-func (s *Socket) OpenFan(ctx context.Context, cfg FanConfig) (*Punched, error) { //nolint:contextcheck // the Punched outlives the run
+func (s *Socket) OpenFan(ctx context.Context, cfg FanConfig) (*Punched, error) {
 	c, err := Candidate{Addr: cfg.Target}.Check()
 	if err != nil {
 		return nil, fmt.Errorf("ice: %w", err)
@@ -103,7 +103,7 @@ func (s *Socket) OpenFan(ctx context.Context, cfg FanConfig) (*Punched, error) {
 		log.Err(err).Msg("no socket of the fan was met")
 		return nil, err
 	}
-	p, err := newPunched(cfg, conn, peer, f.responder)
+	p, err := newPunched(cfg, conn, peer, f.responder) //nolint:contextcheck // the Punched outlives the run
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("ice: %w", err)

@@ -134,7 +134,7 @@ func (p *portProber) run(ctx context.Context) error {
 			if done {
 				return p.linger(ctx)
 			}
-			tick.Reset(max(0, p.pace.next.Sub(time.Now())))
+			tick.Reset(max(0, time.Until(p.pace.next)))
 		}
 	}
 }

@@ -37,7 +37,7 @@ func newPunched(cfg FanConfig, conn *net.UDPConn, peer netip.AddrPort, r *respon
 		transport: &quic.Transport{Conn: newGatedConn(conn, g)},
 		responder: r,
 	}
-	if err := arm(p.transport); err != nil {
+	if err := (&demux{transport: p.transport}).arm(); err != nil {
 		_ = p.transport.Close()
 		return nil, err
 	}

@@ -181,7 +181,7 @@ func (c *carriage) begin(r *ride, offset int64) {
 	case err != nil:
 		r.cancel()
 		c.pending = slices.Delete(c.pending, at, at+1)
-		c.failedLocked(r, err)
+		c.failedLocked(err)
 	default:
 		for _, former := range c.pending[:at] {
 			former.cancel()
@@ -197,7 +197,7 @@ func (c *carriage) begin(r *ride, offset int64) {
 }
 
 // failedLocked books a ride that did not begin.
-func (c *carriage) failedLocked(r *ride, err error) {
+func (c *carriage) failedLocked(err error) {
 	switch {
 	case len(c.pending) > 0, c.ride != nil && c.ride.failed == nil: // another carries, or may
 	case !isTunnelLost(err):

@@ -201,7 +201,6 @@ func (s *memoryStream) Read(p []byte) (int, error) {
 		}
 		switch {
 		case mute:
-			rest = nil
 		case replaced:
 			return 0, &quicstream.AbortedError{Err: errors.New("replaced")}
 		case len(rest) > 0:

@@ -101,6 +101,7 @@ type MinerConfig struct {
 	Relay       RelayMode       `toml:"relay"`
 	PortMapping bool            `toml:"port_mapping"`     // ask the router to forward a port to this node
 	Probing     bool            `toml:"hard_nat_probing"` // as in [client]
+	PadAnswers  bool            `toml:"pad_answers"`      // packets of one length, whatever the tokens are
 	Deadlines   MinerDeadlines  `toml:"deadlines"`
 }
 
@@ -177,7 +178,7 @@ func DefaultConfig() *Config {
 		},
 		Miner: MinerConfig{
 			Metrics: "127.0.0.1:9465", Backends: []BackendConfig{defaultBackend()}, Queue: 8,
-			Relay: RelayAuto, PortMapping: true, Probing: true,
+			Relay: RelayAuto, PortMapping: true, Probing: true, PadAnswers: true,
 			Deadlines: MinerDeadlines{ResumeWindow: 30 * time.Second, Drain: 30 * time.Second, MaxIdle: 30 * time.Second},
 		},
 		Client: ClientConfig{

@@ -13,7 +13,7 @@ import (
 const (
 	// pathOffer is how long a miner may take to answer that it expects its client
 	// on another path: less than for a match, since an answer waits.
-	pathOffer = 700 * time.Millisecond
+	pathOffer = 500 * time.Millisecond
 	// maxPaths bounds the requests for another path of one session in pathWindow.
 	maxPaths   = 40
 	pathWindow = time.Minute

@@ -201,7 +201,8 @@ func explainNoMatch(n *signal.NoMatchError) *Error {
 		e.Message = "no miner can take the request"
 	}
 	switch m.GetCode() {
-	case signalpb.NoMatchCode_NO_MATCH_NO_MINER, signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED:
+	case signalpb.NoMatchCode_NO_MATCH_NO_MINER, signalpb.NoMatchCode_NO_MATCH_FILTERED, signalpb.NoMatchCode_NO_MATCH_UNSPECIFIED,
+		signalpb.NoMatchCode_NO_MATCH_NO_SESSION, signalpb.NoMatchCode_NO_MATCH_MINER_GONE:
 		// the coordinator's sentence says what to do
 	case signalpb.NoMatchCode_NO_MATCH_NO_SERVER:
 		e.Code, e.Hint = "no_server", noServerHint

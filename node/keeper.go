@@ -18,6 +18,9 @@ const (
 	offlinePatience = 15 * time.Second
 	// rescueAgain is the pause after a search that failed at once.
 	rescueAgain = 150 * time.Millisecond
+	// oneSearch is how long a search takes that fails because the miner does not
+	// answer: when there is no time for another one, nobody need wait for the end.
+	oneSearch = 700 * time.Millisecond
 	// restartAfter is how soon a change of the network begins a search anew.
 	restartAfter = 300 * time.Millisecond
 	// firstUpgrade is when a relayed tunnel first looks for a direct path: most
@@ -94,7 +97,10 @@ func (k *keeper) silent(now time.Time) bool {
 }
 
 // hopeless reports whether there was time enough.
-func (k *keeper) hopeless(now time.Time) bool {
+func (k *keeper) hopeless(now time.Time) bool { return k.patienceEnds(now) <= 0 }
+
+// patienceEnds is how long the patience lasts from now on.
+func (k *keeper) patienceEnds(now time.Time) time.Duration {
 	limit := k.patience
 	if !k.online {
 		limit = max(limit, offlinePatience)
@@ -103,7 +109,7 @@ func (k *keeper) hopeless(now time.Time) bool {
 	if k.since.After(from) {
 		from = k.since
 	}
-	return now.Sub(from) >= limit
+	return from.Add(limit).Sub(now)
 }
 
 // tick looks at the tunnel. It is to come several times within suspectAfter.
@@ -207,7 +213,7 @@ func (k *keeper) failed(now time.Time, final bool) step {
 	case !k.silent(now):
 		k.failures = 0
 		return stay
-	case final || k.hopeless(now):
+	case final || k.patienceEnds(now) < oneSearch:
 		return giveUp
 	}
 	k.failures++

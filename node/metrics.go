@@ -172,7 +172,6 @@ type minerMetrics struct {
 	declines   *prometheus.CounterVec
 	tokens     prometheus.Counter
 	firstToken prometheus.Histogram
-	moves      *prometheus.CounterVec
 }
 
 func newMinerMetrics(r prometheus.Registerer) *minerMetrics {

@@ -60,6 +60,7 @@ type minerConfig struct {
 	Relay      RelayMode
 	MapPorts   bool
 	Probing    bool // take part in hard-NAT probing
+	NoPadding  bool // let the lengths of packets follow those of tokens
 	Log        zerolog.Logger
 	Metrics    *minerMetrics
 }
@@ -119,7 +120,7 @@ func newMiner(cfg minerConfig) (*miner, error) {
 	}
 	m.server, err = quicstream.NewServer(quicstream.ServerConfig{
 		Key: cfg.Key, Authorize: m.authorize, Await: m.awaitClient, Handler: http.HandlerFunc(m.serve),
-		ResumeWindow: cfg.Deadlines.ResumeWindow, MaxIdle: cfg.Deadlines.MaxIdle, Log: cfg.Log,
+		ResumeWindow: cfg.Deadlines.ResumeWindow, MaxIdle: cfg.Deadlines.MaxIdle, NoPadding: cfg.NoPadding, Log: cfg.Log,
 	})
 	if err != nil {
 		_ = socket.Close()

@@ -84,7 +84,7 @@ func TestRelayLastsWhileItsTunnelIsUsed(t *testing.T) {
 	}
 	alice, bob := identity.NodeID{1}, identity.NodeID{2}
 	add := func(client identity.NodeID) *minerSession {
-		s := &minerSession{id: identity.NewSessionID(), client: client, since: now, expires: now.Add(time.Hour), legs: []*minerLeg{&minerLeg{cancel: func() {}}}}
+		s := &minerSession{id: identity.NewSessionID(), client: client, since: now, expires: now.Add(time.Hour), legs: []*minerLeg{{cancel: func() {}}}}
 		m.sessions[s.id] = s
 		m.granted[client]++
 		return s

@@ -11,10 +11,10 @@ import (
 
 const (
 	// silenceLook is how often a miner looks at what its clients send.
-	silenceLook = 200 * time.Millisecond
+	silenceLook = 100 * time.Millisecond
 	// clientSilence is how long a client whose request runs may acknowledge
-	// nothing, on top of a round trip: it acknowledges each heartbeat.
-	clientSilence = 900 * time.Millisecond
+	// nothing: it acknowledges each heartbeat. A false alarm costs two packets.
+	clientSilence = 700 * time.Millisecond
 	// silenceTold is between two reports of where this miner is, in one silence,
 	// maxSilenceTold how many there are.
 	silenceTold    = 2 * time.Second
@@ -56,7 +56,7 @@ func (s silences) look(now time.Time, tunnels []quicstream.TunnelInfo) (tell boo
 			s[key] = &silentSince{received: t.PacketsReceived, at: now}
 		case seen.received != t.PacketsReceived:
 			*seen = silentSince{received: t.PacketsReceived, at: now}
-		case now.Sub(seen.at) >= clientSilence+t.RTT && seen.told < maxSilenceTold && !now.Before(seen.next):
+		case now.Sub(seen.at) >= clientSilence && seen.told < maxSilenceTold && !now.Before(seen.next):
 			seen.told++
 			seen.next = now.Add(silenceTold)
 			tell = true

@@ -151,7 +151,7 @@ func (m *miner) servePunched(ctx context.Context, id identity.SessionID, out *ic
 	m.log.Debug().Str("session", id.Short()).Stringer("addr", out.Peer()).Msg("a port was hit")
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // the next path's beginning does not end what this one carries
 	defer cancel()
-	stop := context.AfterFunc(m.work, cancel)
+	stop := context.AfterFunc(m.work, cancel) //nolint:contextcheck // the miner's own
 	defer stop()
 	served := make(chan error, 1)
 	m.beside.Go(func() { served <- m.server.Serve(ctx, out.Transport()) })
@@ -162,8 +162,6 @@ func (m *miner) servePunched(ctx context.Context, id identity.SessionID, out *ic
 		case <-idle.C:
 			if !m.servesOn(out.Transport().Conn.LocalAddr()) {
 				cancel()
-				<-served
-				return
 			}
 		case err := <-served:
 			if err != nil && !errors.Is(err, context.Canceled) {

@@ -127,7 +127,7 @@ func (r *route) run(ctx context.Context) {
 		case f := <-r.prepared:
 			r.ready(time.Now(), f)
 		case <-ctx.Done():
-			r.end(quicstream.Cancelled, context.Cause(ctx))
+			r.end(quicstream.Cancelled, context.Cause(ctx)) //nolint:contextcheck // the connection's own
 			return
 		}
 		switch what {
@@ -136,7 +136,7 @@ func (r *route) run(ctx context.Context) {
 		case take:
 			ended = r.link.Done()
 		case giveUp:
-			r.end(quicstream.Cancelled, errPatience)
+			r.end(quicstream.Cancelled, errPatience) //nolint:contextcheck // the connection's own
 			return
 		case stay, discard:
 		}
@@ -209,7 +209,9 @@ func (r *route) search(ctx context.Context, what step) {
 	}
 	ctx, r.stop = context.WithCancel(ctx)
 	r.introduced.Store(false)
-	w := wanted{cause: causeOf(what, r.link), old: r.link, until: r.deadline(what), introduced: func() { r.introduced.Store(true) }}
+	w := wanted{
+		cause: causeOf(what, r.keeper.silent(time.Now())), old: r.link, until: r.deadline(what), introduced: func() { r.introduced.Store(true) },
+	}
 	found, s, c := r.found, r.s, r.c
 	r.rest.Go(func() { found <- c.findPath(ctx, s, w) })
 }
@@ -240,14 +242,14 @@ func (r *route) deadline(what step) time.Time {
 	return soonest
 }
 
-func causeOf(what step, l *link) signalpb.PathCause {
+func causeOf(what step, silent bool) signalpb.PathCause {
 	switch {
 	case what == upgrade:
 		return signalpb.PathCause_PATH_CAUSE_UPGRADE
-	case l.Err() == nil && time.Since(l.LastHeard()) < suspectAfter:
-		return signalpb.PathCause_PATH_CAUSE_MOVED
-	default:
+	case silent:
 		return signalpb.PathCause_PATH_CAUSE_LOST
+	default:
+		return signalpb.PathCause_PATH_CAUSE_MOVED
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -22,8 +23,18 @@ import (
 func TestPaddingLengths(t *testing.T) {
 	p := padding{}
 	for i, c := range []struct{ frame, whole int }{
-		{10, 256}, {254, 256}, {255, 512}, {10, 512}, {600, 768}, {300, 768}, {1022, 1024}, {1, 1024},
-		{1023, 1280}, {1, 1024}, {5000, 5120}, {16000, 16128},
+		{10, 256},
+		{254, 256},
+		{255, 512},
+		{10, 512},
+		{600, 768},
+		{300, 768},
+		{1022, 1024},
+		{1, 1024},
+		{1023, 1280},
+		{1, 1024},
+		{5000, 5120},
+		{16000, 16128},
 	} {
 		if got := c.frame + p.after(c.frame); got != c.whole {
 			t.Errorf("record %d: %d bytes, want %d", i, got, c.whole)
@@ -147,7 +158,9 @@ func sizesOf(t *testing.T, noPadding bool, tokens []string) []float64 {
 	go func() { served <- server.Serve(ctx, tr) }()
 	defer func() {
 		cancel()
-		<-served
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		_ = tr.Close()
 		_ = udp.Close()
 	}()

@@ -72,7 +72,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if resume && len(r.Header[HeaderDigest]) > 0 {
-		c.resumeByDigest(w, r, qs, key, offset, attempt)
+		c.resumeByDigest(w, r, qs, key, offset, attempt) //nolint:contextcheck // an answer outlives its request
 		return
 	}
 
@@ -103,7 +103,7 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 		a.settle()
 		return
 	}
-	c.carry(w, r, qs, a, offset, attempt)
+	c.carry(w, r, qs, a, offset, attempt) //nolint:contextcheck // an answer outlives its request
 }
 
 // carry lets the request's stream carry the answer from an offset on.
@@ -114,7 +114,7 @@ func (c *serverConn) carry(w http.ResponseWriter, r *http.Request, qs *quic.Stre
 		return
 	}
 	att := &attachment{w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead, pad: padding{off: c.server.cfg.NoPadding}}
-	c.leave(att, a.attach(att)) //nolint:contextcheck // the answer has a context of its own
+	c.leave(att, a.attach(att))
 }
 
 // resumeByDigest continues an answer whose request is named by its digest alone:
