@@ -375,6 +375,7 @@ type jsonPath struct {
 	Code   string  `json:"code"`
 	Reason string  `json:"reason"`
 	RTT    float64 `json:"rtt_ms"`
+	Since  float64 `json:"since_ms"` // when it came into use
 }
 
 // jsonReport is the one object that `ask -json` prints. Times are milliseconds
@@ -464,7 +465,7 @@ func pathJSON(p Path) *jsonPath {
 	if p.Kind == "" {
 		return nil
 	}
-	return &jsonPath{Kind: p.Kind, Code: p.Code, Reason: p.Reason, RTT: milliseconds(p.RTT)}
+	return &jsonPath{Kind: p.Kind, Code: p.Code, Reason: p.Reason, RTT: milliseconds(p.RTT), Since: sinceStart(p.Since)}
 }
 
 // sinceStart is milliseconds from the start of the process; 0 for never.

@@ -54,12 +54,13 @@ type link struct {
 	kind   ice.Kind
 	reason ice.Reason
 	miner  string
+	since  time.Time // when it came into use
 }
 
 // Path describes the route with the round trip as measured now.
 func (l *link) Path() Path {
 	return Path{
-		Kind: l.kind.String(), Code: l.reason.String(), Reason: reasonText(l.reason, l.miner), RTT: l.Stats().RTT,
+		Kind: l.kind.String(), Code: l.reason.String(), Reason: reasonText(l.reason, l.miner), RTT: l.Stats().RTT, Since: l.since,
 		reason: l.reason,
 	}
 }
@@ -129,7 +130,7 @@ func (c *connector) connect(ctx context.Context, s *session, want wanted) (*link
 		return nil, err
 	}
 	t, _ := found.tunnel.(*quicstream.Tunnel)
-	l := &link{Tunnel: t, leg: found.hop.leg, kind: found.hop.kind, reason: found.reason, miner: s.minerName}
+	l := &link{Tunnel: t, leg: found.hop.leg, kind: found.hop.kind, reason: found.reason, miner: s.minerName, since: time.Now()}
 	if found.hop.leg != nil && found.hop.kind.Relayed() {
 		l.lent = lent
 	}

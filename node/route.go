@@ -285,7 +285,7 @@ func (r *route) take(ctx context.Context, l *link, s *session) {
 	c.mu.Lock()
 	old := r.link
 	inUse := c.links[s.miner] == old
-	r.link, l.route = l, r
+	r.link, l.route, l.since = l, r, time.Now()
 	l.owner = s
 	if inUse {
 		c.links[s.miner] = l

@@ -15,6 +15,7 @@ type Path struct {
 	Code   string        `json:"code"`   // the reason as programs tell it, see ice.Reason
 	Reason string        `json:"reason"` // in people's words
 	RTT    time.Duration `json:"-"`      // smoothed; 0: not measured yet
+	Since  time.Time     `json:"-"`      // when it came into use
 
 	reason ice.Reason
 }

@@ -20,6 +20,7 @@ type lab struct {
 	cell   cell
 	link   string        // as the coordinator printed it
 	settle time.Duration // pause before the first ask
+	miner  *labkit.Process
 }
 
 // Waits of a lab; none is near on an idle machine.
@@ -80,9 +81,16 @@ func (l *lab) mine(ctx context.Context) error {
 name = "demo-box"
 [[miner.backend]]
 type = "demo"
+models = ["demo"]
 first_token = "0ms"
 tokens_per_second = 1000
 tokens = 8
+[[miner.backend]]
+type = "demo"
+models = ["long"]
+first_token = "0ms"
+tokens_per_second = 20
+tokens = 130
 `
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
@@ -91,6 +99,7 @@ tokens = 8
 	if err != nil {
 		return err
 	}
+	l.miner = p
 	if err := l.seen(ctx, p); err != nil {
 		return err
 	}

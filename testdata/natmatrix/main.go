@@ -45,6 +45,7 @@ type options struct {
 	kinds          string
 	subset         bool
 	n, parallel    int
+	later          int
 	rtt, settle    time.Duration
 	limit          time.Duration
 	mintai, natlab string
@@ -72,9 +73,10 @@ func parseOptions(args []string) (options, error) {
 	f.StringVar(&o.kinds, "kinds", "", "measure the pairs of these kinds only, as KIND,KIND")
 	f.BoolVar(&o.subset, "subset", false, "measure a representative part only")
 	f.IntVar(&o.n, "n", 20, "fresh clients a cell")
+	f.IntVar(&o.later, "later", 3, "long answers in a cell that hard-NAT probing may turn direct")
 	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
 	f.DurationVar(&o.settle, "settle", 300*time.Millisecond, "pause between the miner's measurement of its network and the first ask")
-	f.DurationVar(&o.limit, "limit", 4*time.Minute, "longest time for a cell")
+	f.DurationVar(&o.limit, "limit", 15*time.Minute, "longest time for a cell")
 	f.IntVar(&o.parallel, "parallel", 3, "laboratories at a time")
 	f.StringVar(&o.mintai, "mintai", "", "measure this binary instead of building one")
 	f.StringVar(&o.natlab, "natlab", "", "use this laboratory instead of building one")
@@ -172,7 +174,7 @@ func run(ctx context.Context, args []string) int {
 
 // prepare builds the binaries that were not given.
 func (o options) prepare(ctx context.Context, work string) (settings, error) {
-	s := settings{n: o.n, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs, quiet: new(sync.RWMutex)}
+	s := settings{n: o.n, later: o.later, alone: len(o.cells) > 0 || o.subset, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs, quiet: new(sync.RWMutex)}
 	var err error
 	if s.self, err = os.Executable(); err != nil {
 		return s, err

@@ -33,6 +33,7 @@ type measurement struct {
 	Metrics  []tunnelCount  `json:"metrics,omitempty"`
 	Disagree []string       `json:"disagree,omitempty"` // what footer and metrics say otherwise
 	Faults   []string       `json:"faults,omitempty"`   // none: the cell holds
+	Later    []laterAsk     `json:"later,omitempty"`    // long answers, see later.go
 	Took     float64        `json:"took_s"`
 }
 
@@ -50,6 +51,8 @@ type settings struct {
 	self   string // this program
 	binary string
 	n      int
+	later  int
+	alone  bool // -later counts for every cell alike
 	rtt    time.Duration
 	settle time.Duration
 	limit  time.Duration // for a cell
@@ -69,7 +72,7 @@ func (s settings) measure(ctx context.Context, c cell, id string) (*measurement,
 		return nil, ctx.Err()
 	}
 	e := expect(c)
-	m.Faults = e.faults(m)
+	m.Faults = append(e.faults(m), m.laterFaults()...)
 	if err != nil {
 		m.Faults = append([]string{err.Error()}, m.Faults...)
 	}
@@ -120,21 +123,29 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 	if err := s.askFooter(ctx, l, m, asked); err != nil {
 		return err
 	}
-	return s.fetchMetrics(ctx, l, m, asked)
+	if err := s.fetchMetrics(ctx, l, m, asked); err != nil {
+		return err
+	}
+	return s.askLater(ctx, l, m)
 }
 
 // report is what matters of `mintai -mode client ask -json`.
 type report struct {
-	Path *struct {
-		Kind   string `json:"kind"`
-		Reason string `json:"reason"`
-		Code   string `json:"code"`
-	} `json:"path"`
-	TTFT  float64 `json:"ttft_ms"`
-	Error *struct {
+	Path      *pathReport `json:"path"`
+	PathFirst *pathReport `json:"path_first"`
+	MatchMS   float64     `json:"match_ms"`
+	TTFT      float64     `json:"ttft_ms"`
+	Error     *struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	} `json:"error"`
+}
+
+type pathReport struct {
+	Kind   string  `json:"kind"`
+	Reason string  `json:"reason"`
+	Code   string  `json:"code"`
+	Since  float64 `json:"since_ms"`
 }
 
 // askAgain measures until the median is within its limit, while no other cell is
@@ -182,13 +193,18 @@ func (s settings) askAll(ctx context.Context, l *lab, m *measurement, asked map[
 
 // ask is one client with an empty HOME.
 func (s settings) ask(ctx context.Context, l *lab, name string) (report, error) {
+	return s.askFor(ctx, l, name, "demo")
+}
+
+// askFor asks a model.
+func (s settings) askFor(ctx context.Context, l *lab, name, model string) (report, error) {
 	home := filepath.Join(l.Dir, name)
 	if err := os.Mkdir(home, 0o700); err != nil {
 		return report{}, err
 	}
 	defer os.RemoveAll(home)
 	var r report
-	out, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-json", "-join", l.link, "tell me")
+	out, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-json", "-m", model, "-join", l.link, "tell me")
 	switch {
 	case err != nil:
 		return r, fmt.Errorf("%w: %s", err, labkit.LastLine(problem))
@@ -198,7 +214,7 @@ func (s settings) ask(ctx context.Context, l *lab, name string) (report, error) 
 		return r, fmt.Errorf("exit code %d, %s: %s", code, r.Error.Code, r.Error.Message)
 	case code != 0:
 		return r, fmt.Errorf("exit code %d: %s", code, labkit.LastLine(problem))
-	case r.Path == nil || r.TTFT <= 0:
+	case r.Path == nil || r.PathFirst == nil || r.TTFT <= 0:
 		return r, fmt.Errorf("no path or no first token in the report: %s", labkit.LastLine(out))
 	}
 	return r, nil
@@ -211,7 +227,7 @@ func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked m
 		return err
 	}
 	// Not at a terminal -v is what asks for the footer.
-	_, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-v", "-join", l.link, "tell me")
+	_, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-v", "-m", "demo", "-join", l.link, "tell me")
 	if err != nil || code != 0 {
 		return fmt.Errorf("the ask for the footer: exit code %d: %v %s", code, err, labkit.LastLine(problem))
 	}

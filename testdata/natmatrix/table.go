@@ -12,6 +12,9 @@ func oneLine(m *measurement) string {
 	path := commonest(m.Kinds)
 	code := commonest(m.Codes)
 	line := fmt.Sprintf("%-40s %-9s %-20s %7.1f ms %5.2f R  %4.1f s", m.Cell, dash(path), dash(code), m.median(), m.median()/m.RTT, m.Took)
+	if len(m.Later) > 0 {
+		line += "  " + m.laterWords()
+	}
 	if m.Round > 1 {
 		line += fmt.Sprintf("  round %d", m.Round)
 	}
@@ -35,6 +38,7 @@ func document(results []*measurement, s settings) string {
 		}
 	}
 	grid(&b, pairs)
+	laterRows(&b, results)
 	if len(shared) > 0 {
 		b.WriteString("\n## Networks that share something\n\n")
 		rows(&b, shared)
@@ -59,6 +63,7 @@ Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each
     go run ./testdata/natmatrix -o docs/nat-matrix.md            # the whole of it; root on Linux, iproute2, nftables, miniupnpd
     go run ./testdata/natmatrix -subset -n 3                     # a representative part
     go run ./testdata/natmatrix -cell a=sym,b=eim-apdf -n 20     # one cell: a is the client's side, b the miner's
+    go run ./testdata/natmatrix -cell a=sym,b=eim-apdf -later 60 # with 60 answers that last
 
 ` + "`-resume FILE`" + ` lets an interrupted run go on, ` + "`-logs DIR`" + ` keeps what every process said.
 
@@ -116,7 +121,7 @@ func grid(b *strings.Builder, pairs map[[2]string]*measurement) {
 			}
 		}
 	}
-	b.WriteString("\n## Overview\n\nRows: the client's network; columns: the miner's. D direct, R relayed, and the median of the first token in R. A cell that fails is **bold** with an exclamation mark.\n\n| client \\ miner |")
+	b.WriteString("\n## Overview\n\nRows: the client's network; columns: the miner's. D direct, R relayed, and the median of the first token in R; → D: an answer that lasts goes on directly, found by hard-NAT probing while the relay carries it. A cell that fails is **bold** with an exclamation mark.\n\n| client \\ miner |")
 	for _, name := range miners {
 		fmt.Fprintf(b, " %s |", name)
 	}
@@ -142,6 +147,9 @@ func square1(m *measurement) string {
 			letter = "R"
 		}
 		text = fmt.Sprintf("%s %.1f", letter, m.median()/m.RTT)
+		if len(m.Later) > 0 && len(m.laterFaults()) == 0 {
+			text += " → D"
+		}
 	}
 	if len(m.Faults) > 0 {
 		text = "**" + text + " !**"

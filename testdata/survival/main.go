@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -43,7 +44,7 @@ func main() {
 // options are the command line's.
 type options struct {
 	events         nameList
-	n              int
+	n, parallel    int
 	answer         time.Duration
 	rtt            time.Duration
 	mintai, natlab string
@@ -79,6 +80,7 @@ func parseOptions(args []string) (options, error) {
 	f := flag.NewFlagSet("survival", flag.ContinueOnError)
 	f.Var(&o.events, "event", "measure this event only (repeatable): "+strings.Join(eventNames(), " "))
 	f.IntVar(&o.n, "n", 5, "trials an event")
+	f.IntVar(&o.parallel, "parallel", 1, "laboratories at a time; trials of the upgrade, whose limit is short, are made alone")
 	f.DurationVar(&o.answer, "answer", 30*time.Second, "length of the answer")
 	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
 	f.StringVar(&o.mintai, "mintai", "", "measure this binary instead of building one")
@@ -91,8 +93,8 @@ func parseOptions(args []string) (options, error) {
 	switch {
 	case f.NArg() > 0:
 		return o, fmt.Errorf("%q is not a flag", f.Arg(0))
-	case o.n < 1:
-		return o, errors.New("-n is 1 or more")
+	case o.n < 1 || o.parallel < 1:
+		return o, errors.New("-n and -parallel are 1 or more")
 	case o.answer < leastAnswer:
 		return o, fmt.Errorf("-answer is %v or more", leastAnswer)
 	case o.rtt < time.Millisecond:
@@ -146,23 +148,10 @@ func run(ctx context.Context, args []string) int {
 		}
 	}
 	begin := time.Now()
-	var results []*result
-	failing := 0
-	for _, e := range o.chosen() {
-		r := &result{event: e}
-		for i := range o.n {
-			t := s.try(ctx, e, fmt.Sprintf("sv%d_%d", os.Getpid(), i))
-			if ctx.Err() != nil {
-				fmt.Fprintln(os.Stderr, "survival: interrupted")
-				return 130
-			}
-			r.trials = append(r.trials, t)
-			fmt.Fprintln(os.Stderr, t.line(e))
-			if len(t.faults) > 0 {
-				failing++
-			}
-		}
-		results = append(results, r)
+	results, failing := s.measure(ctx)
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "survival: interrupted")
+		return 130
 	}
 	text := document(results, o)
 	if o.out == "" {
@@ -182,4 +171,62 @@ func run(ctx context.Context, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// measure makes all trials, some at a time, and returns them in their order with
+// the number of those that fail. It returns after every laboratory is down.
+func (s settings) measure(ctx context.Context) (results []*result, failing int) {
+	type job struct {
+		r *result
+		i int
+	}
+	var shared, alone []job
+	for _, e := range s.chosen() {
+		r := &result{event: e, trials: make([]*trial, s.n)}
+		results = append(results, r)
+		for i := range s.n {
+			if e.limit == upgradeLimit {
+				alone = append(alone, job{r, i})
+			} else {
+				shared = append(shared, job{r, i})
+			}
+		}
+	}
+	var mu sync.Mutex // what is printed, and the counters
+	count := 0
+	work := func(jobs <-chan job) {
+		for j := range jobs {
+			if ctx.Err() != nil {
+				continue
+			}
+			mu.Lock()
+			count++
+			id := fmt.Sprintf("sv%d_%d", os.Getpid(), count)
+			mu.Unlock()
+			t := s.try(ctx, j.r.event, id)
+			mu.Lock()
+			j.r.trials[j.i] = t
+			fmt.Fprintln(os.Stderr, t.line(j.r.event))
+			if len(t.faults) > 0 {
+				failing++
+			}
+			mu.Unlock()
+		}
+	}
+	for _, part := range []struct {
+		jobs    []job
+		workers int
+	}{{shared, s.parallel}, {alone, 1}} {
+		jobs := make(chan job)
+		var workers sync.WaitGroup
+		for range part.workers {
+			workers.Go(func() { work(jobs) })
+		}
+		for _, j := range part.jobs {
+			jobs <- j
+		}
+		close(jobs)
+		workers.Wait()
+	}
+	return results, failing
 }

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// laterAsk is a long answer on a path that begins relayed because one NAT maps per
+// destination and the other filters by port: probing ports should turn it direct.
+type laterAsk struct {
+	First    string  `json:"first"`               // the path at the first token
+	Last     string  `json:"last"`                // and at the end
+	Code     string  `json:"code,omitempty"`      // the reason for the last
+	DirectMS float64 `json:"direct_ms,omitempty"` // from the grant to the direct path in use
+	Failure  string  `json:"failure,omitempty"`
+}
+
+// directIn is by when, from the grant, the path is to be direct.
+const directIn = 5 * time.Second
+
+// runsAMinute is how often one node takes part in hard-NAT probing towards one
+// address in a minute. A miner that has done so is started anew: who measures more
+// often has more miners than one.
+const runsAMinute = 3
+
+// turnsDirect reports whether hard-NAT probing may turn a cell's path direct: it
+// is relayed for the reason that probing is made for.
+func (e expectation) turnsDirect() bool {
+	return !e.direct && (e.codes[0] == "client-nat-hard" || e.codes[0] == "miner-nat-hard")
+}
+
+// wellMeasured are the pairs of an easy and a hard side for which a figure was
+// asked, in both roles: they get so many times the long answers.
+var wellMeasured = mustCells("a=sym,b=eim-apdf", "a=eim-apdf,b=sym", "a=sym-seq,b=eim-apdf", "a=eim-apdf,b=sym-seq", "a=nf-random,b=nf", "a=nf,b=nf-random")
+
+const wellTimes = 20
+
+func (s settings) laterFor(c cell) int {
+	if !s.alone && slices.ContainsFunc(wellMeasured, func(w cell) bool { return w.String() == c.String() }) {
+		return wellTimes * s.later
+	}
+	return s.later
+}
+
+// askLater asks for answers that last, in cells in which that may change the path.
+func (s settings) askLater(ctx context.Context, l *lab, m *measurement) error {
+	if !expect(l.cell).turnsDirect() {
+		return nil
+	}
+	for i := range s.laterFor(l.cell) {
+		if i > 0 && i%runsAMinute == 0 {
+			l.miner.Ask()
+			l.miner.End()
+			if err := l.mine(ctx); err != nil {
+				return err
+			}
+		}
+		a, err := s.askLong(ctx, l, fmt.Sprintf("later%d", i))
+		if err != nil {
+			a.Failure = err.Error()
+		}
+		m.Later = append(m.Later, a)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (s settings) askLong(ctx context.Context, l *lab, name string) (laterAsk, error) {
+	r, err := s.askFor(ctx, l, name, "long")
+	if err != nil {
+		return laterAsk{}, err
+	}
+	a := laterAsk{First: r.PathFirst.Kind, Last: r.Path.Kind, Code: r.Path.Code}
+	if !isRelay(a.Last) {
+		a.DirectMS = r.Path.Since - r.MatchMS
+	}
+	return a, nil
+}
+
+func (a laterAsk) inTime() bool {
+	return a.Failure == "" && !isRelay(a.Last) && a.DirectMS <= float64(directIn.Milliseconds())
+}
+
+// directInTime is how many of the long answers were direct in time.
+func (m *measurement) directInTime() int {
+	n := 0
+	for _, a := range m.Later {
+		if a.inTime() {
+			n++
+		}
+	}
+	return n
+}
+
+// laterFaults are none when at least 95 % were direct in time; of a few one may
+// not have been.
+func (m *measurement) laterFaults() []string {
+	n := len(m.Later)
+	if n == 0 {
+		return nil
+	}
+	var bad []string
+	least := min(n-1, (95*n+99)/100)
+	if n == 1 {
+		least = 1
+	}
+	if ok := m.directInTime(); ok < least {
+		bad = append(bad, fmt.Sprintf("%d of %d long answers direct within %v of the grant", ok, n, directIn))
+	}
+	for _, a := range m.Later {
+		if a.Failure != "" {
+			bad = append(bad, "a long answer: "+a.Failure)
+			break
+		}
+	}
+	return bad
+}
+
+// times are how long it took, sorted, of those that became direct.
+func (m *measurement) times() []float64 {
+	var ms []float64
+	for _, a := range m.Later {
+		if a.DirectMS > 0 {
+			ms = append(ms, a.DirectMS)
+		}
+	}
+	slices.Sort(ms)
+	return ms
+}
+
+func (m *measurement) laterWords() string {
+	ms := m.times()
+	if len(ms) == 0 {
+		return fmt.Sprintf("direct later %d/%d", m.directInTime(), len(m.Later))
+	}
+	return fmt.Sprintf("direct later %d/%d, median %.0f ms, most %.0f ms", m.directInTime(), len(m.Later), quantile(ms, 0.5), ms[len(ms)-1])
+}
+
+// quantile is the nearest rank of sorted values.
+func quantile(sorted []float64, q float64) float64 {
+	i := int(q * float64(len(sorted)))
+	return sorted[min(i, len(sorted)-1)]
+}
+
+// laterRows is the table of what probing ports has turned direct.
+func laterRows(b *strings.Builder, results []*measurement) {
+	var cells []*measurement
+	asks, ok := 0, 0
+	var all []float64
+	for _, m := range results {
+		if len(m.Later) > 0 {
+			cells = append(cells, m)
+			asks, ok = asks+len(m.Later), ok+m.directInTime()
+			all = append(all, m.times()...)
+		}
+	}
+	if len(cells) == 0 {
+		return
+	}
+	slices.Sort(all)
+	fmt.Fprintf(b, "\n## Relayed at first, direct later\n\n")
+	fmt.Fprintf(b, "Where one NAT maps per destination and the other filters by port, the relay carries the answer while ports are probed. Measured with answers of %.1f s: %d of %d were direct within %v of the grant", 6.5, ok, asks, directIn)
+	if len(all) > 0 {
+		fmt.Fprintf(b, "; median %.2f s, nine in ten within %.2f s, all within %.2f s", quantile(all, 0.5)/1000, quantile(all, 0.9)/1000, all[len(all)-1]/1000)
+	}
+	fmt.Fprintf(b, ". A node probes towards one address %d times a minute at most, so the miner is started anew after %d of them. A cell holds when 95 %% are direct in time (of a few: all but one).\n\n", runsAMinute, runsAMinute)
+	b.WriteString("| cell | direct in time | median s | p90 | max | path | reason |\n| --- | ---: | ---: | ---: | ---: | --- | --- |\n")
+	for _, m := range cells {
+		ms := m.times()
+		if len(ms) == 0 {
+			ms = []float64{0}
+		}
+		last, code := map[string]int{}, map[string]int{}
+		for _, a := range m.Later {
+			last[a.First+" → "+a.Last]++
+			code[a.Code]++
+		}
+		fmt.Fprintf(b, "| `%s` | %d/%d | %.2f | %.2f | %.2f | %s | %s |\n", m.Cell, m.directInTime(), len(m.Later),
+			quantile(ms, 0.5)/1000, quantile(ms, 0.9)/1000, ms[len(ms)-1]/1000, commonest(last), commonest(code))
+	}
+}
