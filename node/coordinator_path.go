@@ -105,8 +105,12 @@ func (c *coordinator) pathDeclined(s *coordinatorSession, d *signalpb.Decline) {
 	}
 	p, nonce := s.client, s.pathNonce
 	c.mu.Unlock()
+	code := signalpb.NoMatchCode_NO_MATCH_MINER_GONE
+	if d.GetReason() == declinedUnknown {
+		code = signalpb.NoMatchCode_NO_MATCH_NO_SESSION
+	}
 	if newest {
-		c.noPath(p, nonce, signalpb.NoMatchCode_NO_MATCH_MINER_GONE, clip("the miner declines: "+d.GetReason()))
+		c.noPath(p, nonce, code, clip("the miner declines: "+d.GetReason()))
 	}
 }
 

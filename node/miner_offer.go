@@ -139,6 +139,10 @@ func (m *miner) takeOffer(id identity.SessionID, client identity.NodeID, o *sign
 	return ""
 }
 
+// declinedUnknown is a miner's word that it does not know a session: it was
+// started anew, or the session is over there.
+const declinedUnknown = "no such session"
+
 // takePath looks for a client of this miner on another path, beside the present
 // one, or says why not.
 func (m *miner) takePath(id identity.SessionID, client identity.NodeID, o *signalpb.Offer) (refusal string) {
@@ -147,7 +151,7 @@ func (m *miner) takePath(id identity.SessionID, client identity.NodeID, o *signa
 	s := m.sessions[id]
 	switch {
 	case s == nil || s.client != client:
-		return "no such session here"
+		return declinedUnknown
 	case o.GetPath() <= s.path:
 		return "" // said twice
 	case !m.mayCheckLocked(client):

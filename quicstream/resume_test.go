@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -287,6 +288,63 @@ func TestResumeRefused(t *testing.T) {
 	}
 	s.give(t, " more") // none of it disturbed the answer
 	expect(t, res.Body, " more")
+}
+
+// A request named by its digest is continued without being sent again, and a try
+// that was overtaken by a later one carries nothing.
+func TestResumeByDigest(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	id := NewRequestID().String()
+	first, second := r.dial(), r.dial()
+	body := `{"prompt": "a long one"}`
+	req := post(t, "/a", body, HeaderRequest, id)
+	digest := RequestDigest(req, []byte(body)).String()
+	res := r.do(first, req)
+	s.give(t, "token")
+	expect(t, res.Body, "token")
+
+	resume := func(over *Tunnel, header ...string) *http.Response {
+		t.Helper()
+		return r.do(over, post(t, "/a", "", append(header, HeaderRequest, id)...))
+	}
+	res = resume(second, HeaderResume, "2", HeaderDigest, digest, HeaderAttempt, "2")
+	if res.StatusCode != http.StatusOK || res.Header.Get(HeaderResume) != "2" {
+		t.Fatalf("%d %v", res.StatusCode, res.Header)
+	}
+	expect(t, res.Body, "ken")
+
+	other := strings.Repeat("0", len(digest))
+	for name, test := range map[string]struct {
+		offset, digest, attempt string
+		status                  int
+		why                     Refusal
+	}{
+		"another request": {"0", other, "3", 409, RefusedOtherRequest},
+		"overtaken":       {"0", digest, "1", 409, RefusedStale},
+		"no number":       {"0", digest, "", 409, RefusedStale},
+		"past the end":    {"6", digest, "3", 416, RefusedOffset},
+		"short digest":    {"0", digest[1:], "3", 400, RefusedMalformed},
+		"upper case":      {"0", strings.Repeat("A", len(digest)), "3", 400, RefusedMalformed},
+		"signed attempt":  {"0", digest, "+3", 400, RefusedMalformed},
+		"huge attempt":    {"0", digest, "4294967296", 400, RefusedMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			header := []string{HeaderResume, test.offset, HeaderDigest, test.digest}
+			if test.attempt != "" {
+				header = append(header, HeaderAttempt, test.attempt)
+			}
+			res := resume(first, header...)
+			if res.StatusCode != test.status || res.Header.Get(HeaderError) != string(test.why) {
+				t.Errorf("%d %q; want %d %q", res.StatusCode, res.Header.Get(HeaderError), test.status, test.why)
+			}
+		})
+	}
+	s.give(t, " more") // none of it disturbed the answer
+	close(s.feed)
+	if got := readAll(t, res); got != " more" {
+		t.Errorf("%q", got)
+	}
 }
 
 // With too little memory for the whole answer the handler waits while nobody
