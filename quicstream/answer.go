@@ -21,9 +21,10 @@ const (
 
 // Ends of an attachment that say nothing about the answer itself.
 var (
-	errReplaced = errors.New("another connection continues this answer")
-	errPathLost = errors.New("connection lost")
-	errBroken   = errors.New("the handler broke off")
+	errReplaced  = errors.New("another connection continues this answer")
+	errPathLost  = errors.New("connection lost")
+	errBroken    = errors.New("the handler broke off")
+	errOvertaken = errors.New("a later attempt carries this answer")
 )
 
 // answer is one request's answer: the handler writes into it, at most one
@@ -59,6 +60,7 @@ type answer struct {
 	stopped bool        // cancelled, expired or evicted: no more attachments
 	attempt uint32      // the latest that came, see HeaderAttempt
 	att     *attachment // who carries the answer now, nil when nobody
+	reading int         // attachments that read the kept bytes without the lock, at most two
 	timer   *time.Timer // expiry while nobody is attached
 }
 
@@ -294,8 +296,12 @@ func (a *answer) expire() {
 	a.stopLocked(ErrExpired)
 }
 
-// forgetLocked wipes the kept bytes. The handler has returned and nobody reads.
+// forgetLocked wipes the kept bytes. The handler has returned. While an attachment
+// still reads them it is left to that one.
 func (a *answer) forgetLocked() {
+	if a.reading > 0 {
+		return
+	}
 	a.kept.wipe()
 	a.reg.releaseAll(a)
 }

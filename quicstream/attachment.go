@@ -28,7 +28,9 @@ type attachment struct {
 	noBody bool   // the request was HEAD
 	queued int    // bytes queued since the last write that waited
 	frame  []byte // scratch for small frames
+	last   []byte // scratch for the end of a frame
 	pad    padding
+	try    uint32 // see HeaderAttempt
 
 	// The answer's mutex guards what follows.
 	sent   int64     // body offset of the next byte to send
@@ -53,6 +55,8 @@ func (a *answer) attach(att *attachment) error {
 	switch {
 	case a.stopped:
 		return errBroken
+	case att.try < a.attempt:
+		return errOvertaken
 	case att.err != nil: // the stream ended before it carried anything
 		if a.att == nil {
 			a.abandonLocked(att.err)
@@ -60,8 +64,9 @@ func (a *answer) attach(att *attachment) error {
 		return att.err
 	}
 	a.disarmLocked()
+	a.reg.busy(a)
 	old := a.att
-	a.att = att
+	a.att, a.attempt = att, att.try
 	if old != nil {
 		a.endLocked(old, errReplaced)
 		for old.busy {
@@ -98,9 +103,14 @@ func (a *answer) carryLocked(att *attachment) error {
 		case att.sent < a.kept.end:
 			head, payload, n := a.kept.at(att.sent).frame(att.sent)
 			att.startLocked()
+			a.reading++
 			a.mu.Unlock()
 			err := att.writeFrame(head, payload)
 			a.mu.Lock()
+			a.reading--
+			if a.stopped && a.ended {
+				a.forgetLocked()
+			}
 			a.wroteLocked(att, n, err)
 			a.cond.Broadcast() // room for the handler
 		case a.ended && a.failure != nil:
@@ -256,26 +266,31 @@ func (t *attachment) write(p []byte) error {
 	return err
 }
 
-// writeFrame sends a whole DATA frame and returns when all but the last packet
-// is sent.
+// writeFrame sends a whole DATA frame and its padding. It returns when all but the
+// last packet is sent. The end of the frame leaves together with the padding: alone
+// it would show how long it is.
 func (t *attachment) writeFrame(head, payload []byte) error {
 	if t.noBody {
 		return nil
 	}
 	t.queued = 0
-	if len(head) > 0 {
-		if _, err := t.qs.Write(head); err != nil {
+	n := t.pad.after(len(head) + len(payload))
+	first := max(0, len(payload)-queueLimit)
+	if first > 0 {
+		if len(head) > 0 {
+			if _, err := t.qs.Write(head); err != nil {
+				return err
+			}
+			head = nil
+		}
+		if _, err := t.qs.Write(payload[:first]); err != nil {
 			return err
 		}
 	}
-	if _, err := t.qs.Write(payload); err != nil {
-		return err
+	t.last = append(append(t.last[:0], head...), payload[first:]...)
+	if n > 0 {
+		t.last = appendPadding(t.last, n)
 	}
-	n := t.pad.after(len(head) + len(payload))
-	if n == 0 {
-		return nil
-	}
-	t.frame = appendPadding(t.frame[:0], n)
-	_, err := t.qs.Write(t.frame)
+	_, err := t.qs.Write(t.last)
 	return err
 }

@@ -101,7 +101,7 @@ func (h *history) front() *block {
 // drop forgets the oldest block and returns its capacity.
 func (h *history) drop() int {
 	n := cap(h.blocks[0].b)
-	clear(h.blocks[0].b)
+	clear(h.blocks[0].b[:n]) // more than its length: it may have been longer before recycle
 	h.shift()
 	h.size -= n
 	return n
@@ -145,7 +145,8 @@ func (h *history) at(offset int64) *block {
 // wipe overwrites and forgets everything; it returns the capacity freed.
 func (h *history) wipe() int {
 	for i := range h.blocks {
-		clear(h.blocks[i].b)
+		b := h.blocks[i].b
+		clear(b[:cap(b)]) // more than its length: it may have been longer before recycle
 	}
 	freed := h.size
 	h.blocks, h.size, h.base = nil, 0, h.end

@@ -77,6 +77,13 @@ func (g *registry) idle(a *answer) {
 	}
 }
 
+// busy takes an answer that is read off the list of what may be dropped.
+func (g *registry) busy(a *answer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.unlistLocked(a)
+}
+
 // remove forgets a, so that nobody can attach any more. Its memory stays
 // charged until it is released.
 func (g *registry) remove(a *answer) {

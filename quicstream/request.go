@@ -108,13 +108,17 @@ func (c *serverConn) serveRequest(w http.ResponseWriter, r *http.Request) {
 
 // carry lets the request's stream carry the answer from an offset on.
 func (c *serverConn) carry(w http.ResponseWriter, r *http.Request, qs *quic.Stream, a *answer, offset int64, attempt uint32) {
-	if !a.mayCarry(attempt) {
+	att := &attachment{
+		w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, try: attempt,
+		noBody: r.Method == http.MethodHead, pad: padding{off: c.server.cfg.NoPadding},
+	}
+	err := a.attach(att)
+	if errors.Is(err, errOvertaken) {
 		a.settle()
 		c.server.refuse(w, http.StatusConflict, RefusedStale, "a later attempt carries this answer")
 		return
 	}
-	att := &attachment{w: w, qs: qs, stall: c.server.cfg.StallTimeout, sent: offset, noBody: r.Method == http.MethodHead, pad: padding{off: c.server.cfg.NoPadding}}
-	c.leave(att, a.attach(att))
+	c.leave(att, err)
 }
 
 // resumeByDigest continues an answer whose request is named by its digest alone:
@@ -172,17 +176,6 @@ func parseAttempt(values []string) (uint32, error) {
 		return 0, errors.New("want a decimal number")
 	}
 	return uint32(n), nil
-}
-
-// mayCarry reports whether no later attempt has come, and notes this one.
-func (a *answer) mayCarry(attempt uint32) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if attempt < a.attempt {
-		return false
-	}
-	a.attempt = attempt
-	return true
 }
 
 // mayResume checks that the client asks for the same request and for bytes that
@@ -326,6 +319,7 @@ func (c *serverConn) leave(att *attachment, err error) {
 		panic(http.ErrAbortHandler) // http3 resets the stream
 	}
 	clear(att.frame[:cap(att.frame)])
+	clear(att.last[:cap(att.last)])
 	if err == nil {
 		att.str.CancelRead(streamCode(http3.ErrCodeNoError)) // a no-op after EOF
 		_ = att.str.Close()

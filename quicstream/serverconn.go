@@ -208,8 +208,8 @@ const (
 	heartbeatDeaf    = 1 // nothing comes from it: the path is dead in that direction
 )
 
-// sendFull sends the longest beginning of buf that fits. A full queue or the
-// connection's end is nothing to do about.
+// sendFull sends the longest beginning of buf that fits. It blocks while
+// quic-go's queue is full; nothing is to be done about the connection's end.
 func sendFull(conn *quic.Conn, buf []byte) {
 	err := conn.SendDatagram(buf)
 	if large, ok := errors.AsType[*quic.DatagramTooLargeError](err); ok && large.MaxDatagramPayloadSize > 0 {
