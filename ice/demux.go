@@ -229,8 +229,8 @@ func (d *demux) unregister(ufrag string, conns *sessionConns) {
 	}
 }
 
-// answered hands the answer of a probe to who asked. The channel has room for
-// as many as there are requests; what else comes is a repetition.
+// answered hands the answer of a probe to who asked. What finds no room in the
+// channel is dropped: whoever asks more often than that needs one answer only.
 func (d *demux) answered(b []byte, from netip.AddrPort, probe chan<- probeAnswer) {
 	a, ok := readAnswer(b, from)
 	if !ok {

@@ -49,13 +49,21 @@ func TestPunchLimit(t *testing.T) {
 	}
 	var many punchLimit
 	for i := range punchesPerSocket {
-		if err := many.begin(netip.AddrFrom4([4]byte{20, 0, 1, byte(i)}), t0); err != nil {
+		if err := many.begin(netip.AddrFrom4([4]byte{20, 0, 1 + byte(i/punchesPerNet), byte(i)}), t0); err != nil {
 			t.Fatal(err)
 		}
 		many.end()
 	}
 	if err := many.begin(a, t0); !errors.Is(err, ErrProbedOften) {
 		t.Fatalf("a ninth target within a minute: %v", err)
+	}
+	var near punchLimit
+	for i := range punchesPerNet + 1 {
+		err := near.begin(netip.AddrFrom4([4]byte{20, 0, 1, byte(i)}), t0)
+		if errors.Is(err, ErrProbedOften) != (i == punchesPerNet) {
+			t.Fatalf("target %d of one network: %v", i, err)
+		}
+		near.end()
 	}
 }
 

@@ -24,10 +24,11 @@ var (
 const (
 	// punchRun bounds one run: at 2 ms a probe all have left after 5 s.
 	punchRun = 6 * time.Second
-	// punchesPerTarget bounds the runs to one IP address in a punchWindow, and
-	// punchesPerSocket those to all: 20,000 probes, or 2 MB.
-	punchesPerTarget, punchesPerSocket = 3, 8
-	punchWindow                        = time.Minute
+	// punchesPerTarget bounds the runs to one IP address in a punchWindow,
+	// punchesPerNet those to a /24, and punchesPerSocket those to all: 20,000
+	// probes, or 2 MB.
+	punchesPerTarget, punchesPerNet, punchesPerSocket = 3, 4, 8
+	punchWindow                                       = time.Minute
 	// maxProof is how far ahead a proof may reach.
 	maxProof = time.Minute
 )
@@ -52,7 +53,8 @@ func (l *punchLimit) begin(target netip.Addr, now time.Time) error {
 	if l.running {
 		return ErrProbing
 	}
-	kept, same := l.begun[:0], 0
+	kept, same, beside := l.begun[:0], 0, 0
+	_, near := limitedAs(target)
 	for _, b := range l.begun {
 		if age := now.Sub(b.at); age < 0 || age >= punchWindow {
 			continue
@@ -61,11 +63,16 @@ func (l *punchLimit) begin(target netip.Addr, now time.Time) error {
 		if b.target == target {
 			same++
 		}
+		if _, n := limitedAs(b.target); n == near {
+			beside++
+		}
 	}
 	l.begun = kept
 	switch {
 	case same >= punchesPerTarget:
 		return fmt.Errorf("%w: %d times within a minute at %s", ErrProbedOften, same, target)
+	case beside >= punchesPerNet:
+		return fmt.Errorf("%w: %d times within a minute at the network of %s", ErrProbedOften, beside, target)
 	case len(kept) >= punchesPerSocket:
 		return fmt.Errorf("%w: %d times within a minute", ErrProbedOften, len(kept))
 	}

@@ -11,7 +11,8 @@ const (
 	// sprayPerHost bounds the unanswered checks that all sessions of one socket
 	// send to one IP address in a window, some 150 kB. A session that finds no
 	// direct path needs about fifty. Whoever can open sessions and has named, or
-	// forged, somebody's address could otherwise open one after the other.
+	// forged, somebody's address could otherwise open one after the other. The
+	// probes of hard-NAT probing are not among these checks: punchLimit bounds them.
 	sprayPerHost = 1000
 	// sprayPerNet is the same for a /24 of IPv4 or /56 of IPv6.
 	sprayPerNet = 4 * sprayPerHost
