@@ -179,14 +179,15 @@ func (n *Node) await(ctx context.Context, r *request) (Update, error) {
 	if err := n.add(r); err != nil {
 		return Update{}, err
 	}
-	stale := time.NewTicker(cmp.Or(r.stale, n.cfg.Deadlines.Stale))
-	defer stale.Stop()
+	stale := cmp.Or(r.stale, n.cfg.Deadlines.Stale)
+	look := time.NewTicker(stale)
+	defer look.Stop()
 	for {
 		select {
 		case u := <-r.answers:
 			return u, u.Err
-		case <-stale.C:
-			n.checkStale(r)
+		case <-look.C:
+			n.checkStale(r, stale)
 		case <-ctx.Done():
 			if err := context.Cause(ctx); !errors.Is(err, errNoAnswer) {
 				return Update{}, err
@@ -295,13 +296,22 @@ func (n *Node) askAgainLocked(from, to *link) []*signalpb.Envelope {
 	return envs
 }
 
-// checkStale ends a connection on which nothing at all came since r was sent:
-// its coordinator is gone, and a new one may stand at the same address.
-func (n *Node) checkStale(r *request) {
+// checkStale ends a connection on which nothing at all came since r was sent, for
+// so long and for some round trips: its coordinator is gone, and a new one may
+// stand at the same address.
+func (n *Node) checkStale(r *request, limit time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l := r.sentOn
-	if l != nil && l == n.link && l.complete && l.conn.ConnectionStats().PacketsReceived == r.heard {
+	if l == nil || l != n.link || !l.complete {
+		return
+	}
+	stats := l.conn.ConnectionStats()
+	// A tick comes a little early or late.
+	if since := time.Since(r.sentAt); since < limit-limit/8 || since < 3*stats.SmoothedRTT {
+		return
+	}
+	if stats.PacketsReceived == r.heard {
 		l.abort(CloseTimeout, errNoAnswer)
 	}
 }
