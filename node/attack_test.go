@@ -260,6 +260,40 @@ func TestMinerSharesItsSessions(t *testing.T) {
 	}
 }
 
+// A client that has used its sessions, and looks for other paths in all of them
+// again and again, leaves room too; what it uses goes on.
+func TestMinerSharesItsChecks(t *testing.T) {
+	t.Parallel()
+	_, m, _ := ready(t, says("ok"))
+	greedy, modest := newKey(t).ID(), newKey(t).ID()
+	for range maxChecking {
+		id, offer := offerOf(greedy)
+		if refusal := m.takeOffer(id, greedy, offer); refusal != "" {
+			t.Fatal(refusal)
+		}
+		m.mu.Lock()
+		m.sessions[id].used = true
+		m.mu.Unlock()
+	}
+	id, offer := offerOf(modest)
+	if refusal := m.takeOffer(id, modest, offer); refusal != "" {
+		t.Errorf("the modest client: %s", refusal)
+	}
+	m.mu.Lock()
+	if m.granted[greedy] != maxChecking || m.granted[modest] != 1 {
+		t.Errorf("%d and %d sessions", m.granted[greedy], m.granted[modest])
+	}
+	m.mu.Unlock()
+	refusal := ""
+	for path := uint32(1); path <= maxPaths+1; path++ {
+		_, ice := mintICE()
+		refusal = m.takePath(id, modest, &signalpb.Offer{Ice: ice, Path: path})
+		if (refusal != "") != (path > maxPaths) {
+			t.Fatalf("path %d: %q", path, refusal)
+		}
+	}
+}
+
 // Whatever a coordinator grants, an ask ends in time, with one line.
 func TestHostileCoordinator(t *testing.T) {
 	t.Parallel()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"mintai/api"
 	"mintai/identity"
@@ -47,8 +48,12 @@ type carriage struct {
 	delivered int64   // bytes that Read has returned
 	began     bool    // the head was handed on: what follows continues it
 	lost      error   // why nothing follows any more
+	refused   error   // why the newest ride may not begin, while a former one carries
+	retries   int     // of again, in a row
 	gaveUp    error   // the same, once nothing is pending
 	over      bool    // nothing is to follow: closed, or read to its end
+
+	waiting atomic.Bool // somebody waits for the head, or for bytes
 }
 
 // rider is a tunnel as far as a request needs it; *link is one.
@@ -138,6 +143,37 @@ func (c *carriage) move(on rider) {
 	if n := len(c.pending); n > 0 && c.pending[n-1].on == on {
 		return
 	}
+	c.setOutLocked(on)
+}
+
+// maxRetries is how often a request is sent again over a tunnel that is well.
+const maxRetries = 3
+
+// again sends the request once more over the tunnel in use, if nothing carries the
+// answer and nothing is under way: the tunnel is well, and only this request was
+// lost, as when its tries came to the miner in another order.
+func (c *carriage) again(on rider) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over || c.lost != nil || c.gaveUp != nil || len(c.pending) > 0 || c.count == 0 || c.ride != nil && c.ride.failed == nil {
+		return
+	}
+	if c.ride != nil && !isTunnelLost(c.ride.failed) { // its reader is about to be told
+		return
+	}
+	if c.retries++; c.retries > maxRetries {
+		c.lost = &quicstream.LostError{Received: c.delivered, Err: errPatience}
+		c.changedLocked()
+		return
+	}
+	c.setOutLocked(on)
+}
+
+// waits reports whether somebody waits for what comes next. A reader that is slow
+// does not: what it has not read yet may be here.
+func (c *carriage) waits() bool { return c.waiting.Load() }
+
+func (c *carriage) setOutLocked(on rider) {
 	c.count++
 	r := &ride{on: on, number: c.count, resumes: c.began}
 	if r.resumes {
@@ -181,6 +217,9 @@ func (c *carriage) begin(r *ride, offset int64) {
 	case err != nil:
 		r.cancel()
 		c.pending = slices.Delete(c.pending, at, at+1)
+		if c.count > r.number && errors.As(err, new(*quicstream.AbortedError)) { // most likely because a later ride has reached the miner
+			err = &quicstream.LostError{Received: c.delivered, Err: err}
+		}
 		c.failedLocked(err)
 	default:
 		for _, former := range c.pending[:at] {
@@ -192,6 +231,7 @@ func (c *carriage) begin(r *ride, offset int64) {
 			_ = c.ride.resp.Body.Close()
 		}
 		r.resp, c.ride = resp, r
+		c.refused, c.retries = nil, 0
 	}
 	c.changedLocked()
 }
@@ -200,8 +240,13 @@ func (c *carriage) begin(r *ride, offset int64) {
 func (c *carriage) failedLocked(err error) {
 	switch {
 	case len(c.pending) > 0, c.ride != nil && c.ride.failed == nil: // another carries, or may
+		if !isTunnelLost(err) {
+			c.refused = err
+		}
 	case !isTunnelLost(err):
 		c.lost = err
+	case c.refused != nil:
+		c.lost = c.refused
 	case c.gaveUp != nil:
 		c.lost = c.gaveUp
 	}
@@ -238,6 +283,8 @@ func checkContinued(resp *http.Response, offset int64) error {
 
 // head waits for the head of the answer, over whichever tunnel it comes.
 func (c *carriage) head() (*http.Response, error) {
+	c.waiting.Store(true)
+	defer c.waiting.Store(false)
 	for {
 		c.mu.Lock()
 		switch {
@@ -266,6 +313,8 @@ func (c *carriage) head() (*http.Response, error) {
 // blocks while there is no tunnel; giveUp and the end of the request's context
 // unblock it.
 func (c *carriage) Read(p []byte) (int, error) {
+	c.waiting.Store(true)
+	defer c.waiting.Store(false)
 	for {
 		r, from, err := c.carrying()
 		if err != nil {
@@ -311,6 +360,8 @@ func (c *carriage) carrying() (*ride, int64, error) {
 			r = nil
 		case !isTunnelLost(r.failed):
 			err = r.failed
+		case c.refused != nil:
+			err = c.refused
 		case c.gaveUp != nil:
 			err = c.gaveUp
 		default:

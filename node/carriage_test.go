@@ -356,6 +356,68 @@ func TestCarriageThatTheMinerForgot(t *testing.T) {
 	})
 }
 
+// What the miner says to a ride counts when the ride before fails, even if the
+// answer still came over that one then.
+func TestCarriageRefusedWhileItCarries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemoryMiner()
+		car := newTestCarriage(t.Context())
+		first := m.tunnel(time.Millisecond)
+		car.move(first)
+		wait := carried(car)
+		m.make([]byte("half"), false)
+		time.Sleep(time.Second)
+		car.move(newMemoryMiner().tunnel(time.Millisecond)) // which has no such answer
+		time.Sleep(time.Second)
+		m.make([]byte(" and"), false)
+		time.Sleep(time.Second)
+		first.cut()
+		got, err := wait()
+		if string(got) != "half and" || !errors.Is(err, errResume) {
+			t.Errorf("%q, %v", got, err)
+		}
+		_ = car.Close()
+	})
+}
+
+// A request that was lost on a tunnel that is well is sent again, some times.
+func TestCarriageAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		text := testText(20)
+		m := newMemoryMiner()
+		car := newTestCarriage(t.Context())
+		first, well := m.tunnel(time.Millisecond), m.tunnel(time.Millisecond)
+		car.move(first)
+		wait := carried(car)
+		car.again(well) // nothing is wrong
+		stop := m.makeAll(text, 10)
+		time.Sleep(15 * time.Millisecond)
+		first.cut()
+		time.Sleep(time.Second)
+		car.again(well)
+		if got, err := wait(); err != nil || !bytes.Equal(got, text) {
+			t.Errorf("%d of %d bytes, %v", len(got), len(text), err)
+		}
+		stop()
+		m.check(t, false)
+		_ = car.Close()
+
+		lost := newTestCarriage(t.Context())
+		bad := m.tunnel(time.Millisecond)
+		bad.cut()
+		lost.move(bad)
+		wait = carried(lost)
+		for range maxRetries + 1 {
+			time.Sleep(100 * time.Millisecond)
+			lost.again(bad)
+		}
+		if _, err := wait(); !errors.Is(err, errPatience) {
+			t.Errorf("%v", err)
+		}
+		_ = lost.Close()
+	})
+}
+
 func TestCarriageIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())

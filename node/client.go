@@ -396,7 +396,8 @@ func (h *clientHandler) Message(env *signalpb.Envelope) {
 	c := (*client)(h)
 	switch m := env.GetMessage().(type) {
 	case *signalpb.Envelope_Grant: // nobody waits for it any more
-		if id, err := identity.SessionIDFromBytes(m.Grant.GetSession()); err == nil {
+		id, err := identity.SessionIDFromBytes(m.Grant.GetSession())
+		if err == nil && m.Grant.GetPath() == 0 && c.sessionOf(id[:]) == nil { // else of a session that goes on
 			c.endSession(id, "not wanted any more")
 		}
 	case *signalpb.Envelope_Candidates:

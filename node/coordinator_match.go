@@ -95,20 +95,23 @@ const relayPort = 3478
 // reach it, and with which credentials.
 func (c *coordinator) introduction(s *coordinatorSession, client, miner peerView, o outlook) (*signalpb.Grant, *signalpb.Offer) {
 	forClient, forMiner := mintICE()
-	relaysClient, relayMiner := c.lendRelay(s, client, miner, o)
+	c.mu.Lock()
+	expires := s.expires // it may be renewed meanwhile
+	c.mu.Unlock()
+	relaysClient, relayMiner := c.lendRelay(s, client, miner, o, expires)
 	sameUser := client.local && miner.local
-	lifetime := max(1, time.Until(s.expires).Milliseconds())
+	lifetime := max(1, time.Until(expires).Milliseconds())
 	ofMiner := miner.offered(o)
 	grant := &signalpb.Grant{
 		Session: s.id[:], Miner: s.minerID[:],
-		Model: string(s.model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
+		Model: string(s.model.Name), ExpiresUnixMs: expires.UnixMilli(), LifetimeMs: lifetime, Ice: forClient,
 		Candidates:  ofMiner,
 		HeadStartMs: c.cfg.Deadlines.HeadStart.Milliseconds(), SameUser: sameUser,
 		Expect: writeExpectation(o.expect), ExpectReason: writeReason(o.reason), Proven: writeAddresses(miner.expected(o, o.lend)), Near: o.near,
 		MinerMapping: writeBehavior(miner.firstMapping(ofMiner)), MinerUdpBlocked: o.legs,
 	}
 	offer := &signalpb.Offer{
-		Session: s.id[:], Client: s.clientID[:], Model: string(s.model.Name), ExpiresUnixMs: s.expires.UnixMilli(), LifetimeMs: lifetime,
+		Session: s.id[:], Client: s.clientID[:], Model: string(s.model.Name), ExpiresUnixMs: expires.UnixMilli(), LifetimeMs: lifetime,
 		Ice: forMiner, Candidates: client.offered(o), Call: s.request.GetNeeds().GetCall(), SameUser: sameUser, Relay: relayMiner,
 		Expect: grant.GetExpect(), ExpectReason: grant.GetExpectReason(), Proven: writeAddresses(client.expected(o, o.lend && o.legs)), Near: o.near,
 	}

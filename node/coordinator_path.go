@@ -140,12 +140,17 @@ func (c *coordinator) probing(client, miner peerView, o outlook, now time.Time) 
 	return toHard, toEasy
 }
 
-// probed names the address of one end for the other.
+// probed names the address of one end for the other. A signed probe alone does not
+// count, for its source may be forged: that end's connection, which takes packets
+// in both directions, has to come from there.
 func (c *coordinator) probed(v *peerView, now time.Time) *signalpb.HardNATProbing {
-	if v.network.V4 == nil || !isPublic(v.network.V4.Observed.Addr()) {
+	if v.overTLS || v.network.V4 == nil || !isPublic(v.network.V4.Observed.Addr()) {
 		return nil
 	}
 	at := v.network.V4.Observed
+	if at.Addr() != v.observed.Addr() {
+		return nil
+	}
 	when, ok := c.view.LastSeen(v.id, at.Addr(), now)
 	if !ok {
 		return nil

@@ -282,7 +282,7 @@ func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now
 // lendRelay opens the relay for one session: its client may reach that
 // session's miner, at the addresses where the coordinator has seen it, and
 // nobody else. A miner that UDP does not reach gets a leg of its own.
-func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o outlook) (forClient []*signalpb.Relay, forMiner *signalpb.Relay) {
+func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o outlook, expires time.Time) (forClient []*signalpb.Relay, forMiner *signalpb.Relay) {
 	if !o.lend {
 		return nil, nil
 	}
@@ -290,12 +290,12 @@ func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o
 		var a, b *signalpb.Relay
 		switch {
 		case r != RelayOwn:
-			a = c.operatorRelay(s, r)
+			a = c.operatorRelay(s, r, expires)
 			if o.legs {
 				b = a
 			}
 		case c.turn != nil:
-			a, b = c.lendOwn(s, client, miner, o)
+			a, b = c.lendOwn(s, client, miner, o, expires)
 		default:
 			continue
 		}
@@ -308,10 +308,10 @@ func (c *coordinator) lendRelay(s *coordinatorSession, client, miner peerView, o
 }
 
 // lendOwn opens the relay inside this process for a session.
-func (c *coordinator) lendOwn(s *coordinatorSession, client, miner peerView, o outlook) (forClient, forMiner *signalpb.Relay) {
-	forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Password: s.passwords[0], Known: append(c.relayable(miner.proven, miner.observed.Addr()), miner.beside...), Expires: s.expires})
+func (c *coordinator) lendOwn(s *coordinatorSession, client, miner peerView, o outlook, expires time.Time) (forClient, forMiner *signalpb.Relay) {
+	forClient = c.ownRelay(client, ice.TURNSession{ID: s.id, Password: s.passwords[0], Known: append(c.relayable(miner.proven, miner.observed.Addr()), miner.beside...), Expires: expires})
 	if o.legs {
-		forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Password: s.passwords[1], Known: append(c.relayable(client.proven, client.observed.Addr()), client.beside...), Expires: s.expires})
+		forMiner = c.ownRelay(miner, ice.TURNSession{ID: s.id, Miner: true, Password: s.passwords[1], Known: append(c.relayable(client.proven, client.observed.Addr()), client.beside...), Expires: expires})
 	}
 	return forClient, forMiner
 }
@@ -350,8 +350,8 @@ func (c *coordinator) ownRelay(to peerView, t ice.TURNSession) *signalpb.Relay {
 // operatorRelay makes credentials for relays that somebody else runs. Those
 // refuse even to refresh once they have expired, and no renewal of the session
 // reaches them.
-func (c *coordinator) operatorRelay(s *coordinatorSession, url string) *signalpb.Relay {
-	expires := s.expires.Add(operatorRelayLife)
+func (c *coordinator) operatorRelay(s *coordinatorSession, url string, expires time.Time) *signalpb.Relay {
+	expires = expires.Add(operatorRelayLife)
 	user, password := ice.RESTCredentials(c.cfg.TURN.Secret.Reveal(), s.id, expires)
 	return &signalpb.Relay{Urls: []string{url}, Username: user, Password: password, ExpiresUnixMs: expires.UnixMilli()}
 }

@@ -184,7 +184,12 @@ func (c *coordinator) endLocked(s *coordinatorSession) {
 // sweep moves on what waits in vain.
 func (c *coordinator) sweep(now time.Time) {
 	c.mu.Lock()
-	var late, over, stuck []*coordinatorSession
+	var late, over []*coordinatorSession
+	type asked struct {
+		by    *signal.Peer
+		nonce []byte
+	}
+	var stuck []asked
 	for _, s := range c.sessions {
 		if s.orphaned.IsZero() && isDone(s.client) {
 			// Matched for a client that had left, or whose handshake failed: it
@@ -199,12 +204,12 @@ func (c *coordinator) sweep(now time.Time) {
 			late = append(late, s)
 		case !s.pathEnds.IsZero() && !s.pathEnds.After(now):
 			s.pathEnds = time.Time{}
-			stuck = append(stuck, s)
+			stuck = append(stuck, asked{s.client, s.pathNonce})
 		}
 	}
 	c.mu.Unlock()
 	for _, s := range stuck {
-		c.noPath(s.client, s.pathNonce, signalpb.NoMatchCode_NO_MATCH_MINER_GONE, "the miner does not answer")
+		c.noPath(s.by, s.nonce, signalpb.NoMatchCode_NO_MATCH_MINER_GONE, "the miner does not answer")
 	}
 	for _, s := range over {
 		c.tellMiner(s, sessionEndMessage(s.id, "over"))

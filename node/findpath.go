@@ -87,6 +87,9 @@ func (c *client) anotherPath(ctx context.Context, s *session, w wanted) (*link, 
 	if attempt.id != s.id || attempt.miner != s.miner {
 		return nil, errors.New("the coordinator named another miner than this session's")
 	}
+	if req.GetProbing() { // and not because a coordinator says so
+		attempt.probing = readProbing(matching.Grant.GetProbing(), time.Now())
+	}
 	if w.isUpgrade() && attempt.expect == ice.RelayNeeded && attempt.probing == nil {
 		return nil, errUnlikely
 	}
@@ -133,8 +136,7 @@ func (c *client) anotherSession(ctx context.Context, s *session, w wanted) searc
 	n.miner = s.miner.String()
 	matching, err := c.sig.Match(ctx, c.matchRequest(n, nil, 1))
 	if err != nil {
-		var none *signal.NoMatchError
-		return searched{err: fmt.Errorf("matching anew: %w", err), final: errors.As(err, &none)}
+		return searched{err: fmt.Errorf("matching anew: %w", err)} // the miner may be on its way to the new coordinator too
 	}
 	defer matching.Close()
 	fresh, err := readGrant(matching.Grant)

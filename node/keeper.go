@@ -67,6 +67,7 @@ type keeper struct {
 	busy    bool      // a request runs
 	online  bool      // this machine has a network
 	heard   time.Time // of the miner, in a request
+	waited  time.Time // from when somebody waits for the answer
 	since   time.Time // from when patience counts, if that is later
 	looked  time.Time // the last tick
 
@@ -82,22 +83,34 @@ type keeper struct {
 
 // seen is what a tick shows.
 type seen struct {
-	busy   bool
-	online bool
-	heard  time.Time
+	busy   bool      // a request runs
+	waits  bool      // and somebody waits for what comes next
+	online bool      // this machine has a network
+	heard  time.Time // of the miner
 }
 
 func newKeeper(patience time.Duration, relayed bool, now time.Time) *keeper {
-	return &keeper{patience: patience, relayed: relayed, online: true, heard: now, since: now, looked: now, nextUpgrade: now.Add(firstUpgrade)}
+	return &keeper{patience: patience, relayed: relayed, online: true, heard: now, waited: now, since: now, looked: now, nextUpgrade: now.Add(firstUpgrade)}
 }
 
-// silent reports whether the present tunnel is of no use, as far as is known.
+// silent reports whether the present tunnel is of no use, as far as is known. A
+// miner that has said everything is silent too, and a slow reader may not have
+// come to the end: silence counts while somebody waits.
 func (k *keeper) silent(now time.Time) bool {
-	return k.dead || k.busy && now.Sub(k.heard) >= suspectAfter
+	return k.dead || k.busy && now.Sub(k.heard) >= suspectAfter && now.Sub(k.waited) >= suspectAfter
 }
 
 // hopeless reports whether there was time enough.
 func (k *keeper) hopeless(now time.Time) bool { return k.patienceEnds(now) <= 0 }
+
+// missed is from when somebody misses the miner: it was heard last, or the reader
+// has come to the end of what is here, if the tunnel may still bring more.
+func (k *keeper) missed() time.Time {
+	if !k.dead && k.waited.After(k.heard) {
+		return k.waited
+	}
+	return k.heard
+}
 
 // patienceEnds is how long the patience lasts from now on.
 func (k *keeper) patienceEnds(now time.Time) time.Duration {
@@ -105,7 +118,7 @@ func (k *keeper) patienceEnds(now time.Time) time.Duration {
 	if !k.online {
 		limit = max(limit, offlinePatience)
 	}
-	from := k.heard
+	from := k.missed()
 	if k.since.After(from) {
 		from = k.since
 	}
@@ -119,6 +132,9 @@ func (k *keeper) tick(now time.Time, s seen) step {
 			k.heard = floor
 		}
 		k.since = now
+	}
+	if !s.waits {
+		k.waited = now
 	}
 	k.looked = now
 	if s.heard.After(k.heard) {
@@ -201,9 +217,8 @@ func (k *keeper) found(now time.Time, relayed bool) step {
 	return discard
 }
 
-// failed is told that the search found nothing, and whether another one can do no
-// better.
-func (k *keeper) failed(now time.Time, final bool) step {
+// failed is told that the search found nothing.
+func (k *keeper) failed(now time.Time) step {
 	what := k.searching
 	k.searching, k.granted = stay, false
 	if what == upgrade {
@@ -213,7 +228,7 @@ func (k *keeper) failed(now time.Time, final bool) step {
 	case !k.silent(now):
 		k.failures = 0
 		return stay
-	case final || k.patienceEnds(now) < oneSearch:
+	case k.patienceEnds(now) < oneSearch:
 		return giveUp
 	}
 	k.failures++

@@ -93,19 +93,21 @@ type miner struct {
 
 // minerSession is a miner's side of one match.
 type minerSession struct {
-	id      identity.SessionID
-	client  identity.NodeID
-	model   api.Model
-	expires time.Time
-	checks  *ice.Session     // nil once the client has come, or never will
-	checked time.Time        // when they began
-	policy  ice.Policy       // to which addresses of the client anything may be sent
-	relays  []netip.AddrPort // where relays are that the client may come by
-	path    uint32           // number of the path that was looked for last
-	legs    []*minerLeg      // the newest last; none: the client comes to the socket
-	probe   *probeRun        // nil: none
-	since   time.Time
-	used    bool // something was asked
+	id        identity.SessionID
+	client    identity.NodeID
+	model     api.Model
+	expires   time.Time
+	checks    *ice.Session     // nil once the client has come, or never will
+	checked   time.Time        // when they began
+	policy    ice.Policy       // to which addresses of the client anything may be sent
+	relays    []netip.AddrPort // where relays are that the client may come by
+	pathSince time.Time        // of pathCount
+	pathCount int              // paths asked for in pathWindow
+	path      uint32           // number of the path that was looked for last
+	legs      []*minerLeg      // the newest last; none: the client comes to the socket
+	probe     *probeRun        // nil: none
+	since     time.Time
+	used      bool // something was asked
 }
 
 func newMiner(cfg minerConfig) (*miner, error) {

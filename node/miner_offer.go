@@ -154,7 +154,7 @@ func (m *miner) takePath(id identity.SessionID, client identity.NodeID, o *signa
 		return declinedUnknown
 	case o.GetPath() <= s.path:
 		return "" // said twice
-	case !m.mayCheckLocked(client):
+	case !s.mayTakePathLocked(time.Now()), !m.mayCheckLocked(client):
 		return "busy"
 	}
 	if s = m.sessions[id]; s == nil { // it had to make room
@@ -170,12 +170,25 @@ func (m *miner) takePath(id identity.SessionID, client identity.NodeID, o *signa
 	return ""
 }
 
+// mayTakePathLocked bounds what one session's client can cause here, through the
+// coordinator and through its tunnel.
+func (s *minerSession) mayTakePathLocked(now time.Time) bool {
+	if now.Sub(s.pathSince) >= pathWindow {
+		s.pathSince, s.pathCount = now, 0
+	}
+	s.pathCount++
+	return s.pathCount <= maxPaths
+}
+
 // lookForLocked begins to look for the session's client: checks, the relay of
 // this miner's own where it is lent one, and many ports where that was agreed.
 func (m *miner) lookForLocked(s *minerSession, o *signalpb.Offer) error {
 	local, remote := readICE(o.GetIce())
 	at, candidates, policy := m.coordinatorAt(), readCandidates(o.GetCandidates()), readPolicy(o.GetProven(), o.GetNear())
-	s.policy, s.relays = *policy, readAddresses(o.GetRelays())
+	s.policy = *policy
+	if relays := readAddresses(o.GetRelays()); len(relays) > 0 { // an offer of a direct path names none
+		s.relays = relays
+	}
 	if m.cfg.Relay != RelayAlways { // else whoever comes, comes through the client's relay
 		m.admitLocked(s, at.believes(policy.Proven), candidates)
 	} else {

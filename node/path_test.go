@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"mintai/ice"
 	"mintai/identity"
 	"mintai/quicstream"
 	"mintai/signal"
@@ -33,6 +34,16 @@ func longAnswer(pieces chan string) func(*aiCall) {
 	}
 }
 
+// feed sends one more piece of the answer.
+func feed(t *testing.T, pieces chan<- string, piece string) {
+	t.Helper()
+	select {
+	case pieces <- piece:
+	case <-time.After(testWait):
+		t.Fatalf("the AI server is not asked for %q any more", piece)
+	}
+}
+
 // A running answer goes on when its tunnel is lost: over another path, from the
 // byte that the client has, and the AI server is asked once.
 func TestAnswerSurvivesItsTunnel(t *testing.T) {
@@ -43,14 +54,14 @@ func TestAnswerSurvivesItsTunnel(t *testing.T) {
 	m := l.miner("gpu-box", ai, func(c *minerConfig) { c.Deadlines.ResumeWindow = 20 * time.Second })
 	cl := l.client()
 	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	pieces <- "one "
+	feed(t, pieces, "one ")
 	p.out.waitFor("one ")
 	first := cl.tunnel(t, m)
 	for _, piece := range []string{"two ", "three "} {
 		before := cl.tunnel(t, m)
 		_ = before.Tunnel.Close(quicstream.Replaced) // to either end as if the path were gone
 		waitUntil(t, "another tunnel", func() bool { return cl.tunnel(t, m) != before })
-		pieces <- piece
+		feed(t, pieces, piece)
 		p.out.waitFor(piece)
 	}
 	close(pieces)
@@ -76,7 +87,7 @@ func TestAnswerOfAMinerThatForgot(t *testing.T) {
 	m := l.miner("gpu-box", ai)
 	cl := l.client()
 	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	pieces <- "one "
+	feed(t, pieces, "one ")
 	p.out.waitFor("one ")
 	m.kill()
 	m.part.stop()
@@ -97,7 +108,7 @@ func TestAnswerSurvivesAnotherCoordinator(t *testing.T) {
 	m := l.miner("gpu-box", ai, func(c *minerConfig) { c.Deadlines.ResumeWindow = 20 * time.Second })
 	cl := l.client()
 	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	pieces <- "one "
+	feed(t, pieces, "one ")
 	p.out.waitFor("one ")
 	l.killCoordinator()
 	l.startCoordinator()
@@ -106,7 +117,7 @@ func TestAnswerSurvivesAnotherCoordinator(t *testing.T) {
 	before := cl.tunnel(t, m)
 	_ = before.Tunnel.Close(quicstream.Replaced)
 	waitUntil(t, "another tunnel", func() bool { return cl.tunnel(t, m) != before })
-	pieces <- "two"
+	feed(t, pieces, "two")
 	close(pieces)
 	if got := p.wait(); got.exit != ExitOK || got.out != "one two" {
 		t.Errorf("%+v", got)
@@ -116,10 +127,15 @@ func TestAnswerSurvivesAnotherCoordinator(t *testing.T) {
 	}
 }
 
+const (
+	lostCause    = signalpb.PathCause_PATH_CAUSE_LOST
+	upgradeCause = signalpb.PathCause_PATH_CAUSE_UPGRADE
+)
+
 // askPath asks the coordinator for another path in a client's name.
-func askPath(t *testing.T, cl *labClient, id identity.SessionID, path uint32) (*signalpb.Grant, signalpb.NoMatchCode) {
+func askPath(t *testing.T, cl *labClient, id identity.SessionID, path uint32, cause signalpb.PathCause) (*signalpb.Grant, signalpb.NoMatchCode) {
 	t.Helper()
-	req := &signalpb.PathRequest{Nonce: make([]byte, 16), Session: id[:], Path: path, Cause: signalpb.PathCause_PATH_CAUSE_LOST}
+	req := &signalpb.PathRequest{Nonce: make([]byte, 16), Session: id[:], Path: path, Cause: cause, Probing: true}
 	_, _ = rand.Read(req.Nonce)
 	ctx, cancel := context.WithTimeout(t.Context(), testWait)
 	defer cancel()
@@ -148,7 +164,7 @@ func TestPathRequests(t *testing.T) {
 	}
 	s := alice.session(t, m)
 	password := s.relays[0].config.Password
-	grant, _ := askPath(t, alice, s.id, 1)
+	grant, _ := askPath(t, alice, s.id, 1, lostCause)
 	if grant == nil || grant.GetPath() != 1 || string(grant.GetSession()) != string(s.id[:]) || grant.GetIce().GetLocalUfrag() == s.localICE.Ufrag {
 		t.Fatalf("%v", grant)
 	}
@@ -157,7 +173,7 @@ func TestPathRequests(t *testing.T) {
 	}
 	refused := func(name string, cl *labClient, id identity.SessionID, path uint32, want signalpb.NoMatchCode) {
 		t.Helper()
-		if g, code := askPath(t, cl, id, path); code != want {
+		if g, code := askPath(t, cl, id, path, lostCause); code != want {
 			t.Errorf("%s: %v, %v", name, g, code)
 		}
 	}
@@ -171,7 +187,7 @@ func TestPathRequests(t *testing.T) {
 	})
 	busy := false
 	for path := uint32(2); path < 2*maxPaths && !busy; path++ {
-		_, code := askPath(t, alice, s.id, path)
+		_, code := askPath(t, alice, s.id, path, lostCause)
 		busy = code == signalpb.NoMatchCode_NO_MATCH_BUSY
 	}
 	if !busy {
@@ -195,33 +211,114 @@ func TestPathsToldThroughTheTunnel(t *testing.T) {
 		}
 	}
 	s, tunnel := alice.session(t, m), alice.tunnel(t, m)
-	told := func(id identity.SessionID, path uint32) error {
+	relays := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:3478")} // as a coordinator with an operator's relay says
+	m.mu.Lock()
+	m.sessions[s.id].relays = relays
+	m.mu.Unlock()
+	at := func(ip netip.Addr) []ice.Candidate {
+		return []ice.Candidate{{Kind: ice.RelayUDP, Addr: netip.AddrPortFrom(ip, 50000)}}
+	}
+	told := func(id identity.SessionID, path uint32, candidates []ice.Candidate) error {
 		ice, _ := mintICE()
 		attempt := &session{id: id, number: path}
 		attempt.localICE, attempt.remoteICE = readICE(ice)
-		return tellThrough(t.Context(), tunnel, attempt, noCandidates())
+		return tellThrough(t.Context(), tunnel, attempt, candidates)
 	}
-	if err := told(bob.session(t, m).id, 1); err == nil {
+	if err := told(bob.session(t, m).id, 1, at(relays[0].Addr())); err == nil {
 		t.Error("word of another client's session was taken")
 	}
-	if err := told(identity.NewSessionID(), 1); err == nil {
+	if err := told(identity.NewSessionID(), 1, at(relays[0].Addr())); err == nil {
 		t.Error("word of no session was taken")
 	}
-	if err := told(s.id, 0); err == nil {
+	if err := told(s.id, 0, at(relays[0].Addr())); err == nil {
 		t.Error("word of a session's first path was taken")
 	}
-	if err := told(s.id, 1); err != nil {
+	if err := told(s.id, 1, at(netip.MustParseAddr("127.9.9.9"))); err == nil {
+		t.Error("an address where no relay is was taken")
+	}
+	if grant, _ := askPath(t, alice, s.id, 2, upgradeCause); grant == nil { // which names no relay when only a direct path will do
+		t.Error("no path was granted")
+	}
+	if err := told(s.id, 3, at(relays[0].Addr())); err != nil {
 		t.Errorf("its own: %v", err)
 	}
 	m.mu.Lock()
 	path := m.sessions[s.id].path
 	m.mu.Unlock()
-	if path != 1 {
+	if path != 3 {
 		t.Errorf("path %d", path)
 	}
 	relay := netip.MustParseAddrPort("192.0.2.1:3478")
 	if !isAmong([]netip.AddrPort{relay}, relay.Addr()) || isAmong(nil, relay.Addr()) {
 		t.Error("which addresses are relays is told wrongly")
+	}
+}
+
+// A grant that comes when nobody looks for that path any more does not end the
+// session that it is for: an answer runs in it.
+func TestLateGrantOfAPath(t *testing.T) {
+	t.Parallel()
+	l, m, _ := ready(t, says("ok"))
+	cl := l.client()
+	ask := func() {
+		t.Helper()
+		if got := cl.ask(t, askOptions{prompt: []string{"?"}}).wait(); got.exit != ExitOK {
+			t.Fatalf("%+v", got)
+		}
+	}
+	ask()
+	s := cl.session(t, m)
+	for path := range uint32(2) {
+		(*clientHandler)(cl.client).Message(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{
+			Grant: &signalpb.Grant{Session: s.id[:], Miner: s.miner[:], Path: path},
+		}})
+	}
+	if grant, code := askPath(t, cl, s.id, 1, lostCause); grant == nil {
+		t.Errorf("the coordinator has ended the session: %v", code)
+	}
+	ask()
+	if cl.session(t, m) != s {
+		t.Error("it is another session")
+	}
+}
+
+// A coordinator has hard-NAT probing aimed only where an end's connection comes
+// from: the source of one packet may be forged.
+func TestProbingIsAimedAtConnections(t *testing.T) {
+	const ei, apd = ice.EndpointIndependent, ice.AddressAndPortDependent
+	now := time.Now()
+	c := &coordinator{view: newNetview()}
+	saw := func(v peerView) peerView {
+		c.view.Saw(v.id, v.network.V4.Observed, netip.AddrPort{}, now)
+		v.probes = true
+		return v
+	}
+	client, miner := saw(behind("40.0.0.1:2", apd, apd)), saw(behind("30.0.0.1:1", ei, apd))
+	o := outlook{expect: ice.RelayNeeded, reason: ice.ClientNATHard}
+	forClient, forMiner := c.probing(client, miner, o, now)
+	if forClient == nil || forMiner == nil || !forClient.GetHard() || forMiner.GetHard() {
+		t.Fatalf("%v, %v", forClient, forMiner)
+	}
+	for name, change := range map[string]func(c, m *peerView){
+		"the connection comes from elsewhere": func(c, _ *peerView) { c.observed = at("50.0.0.1:2") },
+		"it is over TLS":                      func(_, m *peerView) { m.overTLS = true },
+		"one end takes no part":               func(_, m *peerView) { m.probes = false },
+		"not heard from":                      func(c, _ *peerView) { c.id = nodeNumber(99) },
+		"not public": func(_, m *peerView) {
+			m.observed, m.network.V4 = at("10.0.0.1:1"), &ice.Family{Observed: at("10.0.0.1:1")}
+		},
+	} {
+		cl, mi := client, miner
+		change(&cl, &mi)
+		if a, b := c.probing(cl, mi, o, now); a != nil || b != nil {
+			t.Errorf("%s: %v, %v", name, a, b)
+		}
+	}
+	if a, _ := c.probing(client, miner, outlook{expect: ice.RelayNeeded, reason: ice.BothNATsHard}, now); a != nil {
+		t.Error("two hard NATs probe each other")
+	}
+	if a, _ := c.probing(client, miner, o, now.Add(2*time.Minute)); a != nil {
+		t.Error("an old proof counts")
 	}
 }
 

@@ -214,13 +214,13 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 			switch {
 			case d.err != nil:
 			case d.via.kind.Relayed() && relayed != nil: // one is enough
-				_ = d.tunnel.Close(quicstream.Done)
+				_ = d.tunnel.Close(quicstream.Replaced)
 			case d.via.kind.Relayed():
 				relayed = r.winner(d)
 				grace = time.After(r.grace)
 			default:
 				if relayed != nil {
-					_ = relayed.tunnel.Close(quicstream.Done)
+					_ = relayed.tunnel.Close(quicstream.Replaced)
 				}
 				return r.winner(d), nil
 			}
@@ -237,7 +237,7 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 				return relayed, nil
 			}
 			if relayed != nil {
-				_ = relayed.tunnel.Close(quicstream.Done)
+				_ = relayed.tunnel.Close(quicstream.Replaced)
 			}
 			return nil, r.failure(ctx)
 		}
@@ -441,12 +441,13 @@ func (r *race) relayReason() ice.Reason {
 	}
 }
 
-// sweep closes what lost the race.
+// sweep closes what lost the race, as replaced: answers may wait at the miner for
+// the tunnel that won, and the miner may learn of this end before.
 func (r *race) sweep(w *won) {
 	close(r.dialed)
 	for d := range r.dialed {
 		if d.tunnel != nil {
-			_ = d.tunnel.Close(quicstream.Done)
+			_ = d.tunnel.Close(quicstream.Replaced)
 		}
 	}
 	close(r.opened)

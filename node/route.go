@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,7 +61,6 @@ type route struct {
 type searched struct {
 	link    *link
 	session *session
-	final   bool // searching again is of no use
 	err     error
 }
 
@@ -150,12 +150,24 @@ func (r *route) run(ctx context.Context) {
 // leave waits for what runs beside, and closes what came of it too late.
 func (r *route) leave() {
 	r.rest.Wait()
-	select {
-	case f := <-r.prepared:
-		if f.link != nil {
-			f.link.close(quicstream.Done)
+	for _, late := range []chan searched{r.prepared, r.found} {
+		select {
+		case f := <-late:
+			r.refuse(f, quicstream.Done)
+		default:
 		}
-	default:
+	}
+}
+
+// refuse closes what was found and is not needed.
+func (r *route) refuse(f searched, code quicstream.CloseCode) {
+	if f.link == nil {
+		return
+	}
+	f.link.close(code)
+	if f.session != r.s {
+		r.c.done(f.session)
+		r.c.retire(f.session, "not needed")
 	}
 }
 
@@ -176,9 +188,13 @@ func (r *route) pace() time.Duration {
 // look is one tick of the keeper.
 func (r *route) look(ctx context.Context, now time.Time) step {
 	r.c.mu.Lock()
-	busy := len(r.riding) > 0
+	riding := make([]*carriage, 0, len(r.riding))
+	for car := range r.riding {
+		riding = append(riding, car)
+	}
 	r.c.mu.Unlock()
-	s := seen{busy: busy || r.link.InFlight() > 0, heard: r.link.LastHeard(), online: true}
+	s := seen{busy: len(riding) > 0 || r.link.InFlight() > 0, heard: r.link.LastHeard(), online: true}
+	s.waits = slices.ContainsFunc(riding, (*carriage).waits)
 	if s.busy && now.Sub(s.heard) >= suspectAfter {
 		s.online = r.c.network.online()
 	}
@@ -186,6 +202,11 @@ func (r *route) look(ctx context.Context, now time.Time) step {
 		r.keeper.introduced()
 	}
 	what := r.keeper.tick(now, s)
+	if r.keeper.searching == stay && !r.keeper.silent(now) && r.link.Err() == nil {
+		for _, car := range riding {
+			car.again(r.link)
+		}
+	}
 	if s.busy {
 		r.prepare(ctx, now)
 	} else {
@@ -218,14 +239,17 @@ func (r *route) search(ctx context.Context, what step) {
 
 // stopSearch ends the search under way and waits for its end.
 func (r *route) stopSearch() {
-	if r.stop == nil {
+	if r.stop == nil { // a tunnel that waited may be in there all the same
+		select {
+		case f := <-r.found:
+			r.refuse(f, quicstream.Replaced)
+		default:
+		}
 		return
 	}
 	r.stop()
 	r.stop = nil
-	if f := <-r.found; f.link != nil {
-		f.link.close(quicstream.Replaced)
-	}
+	r.refuse(<-r.found, quicstream.Replaced)
 }
 
 // deadline is by when a search must have found something.
@@ -236,7 +260,7 @@ func (r *route) deadline(what step) time.Time {
 	}
 	const least = 1200 * time.Millisecond
 	soonest := now.Add(least + 4*r.link.Stats().RTT)
-	if patience := r.keeper.heard.Add(r.c.deadlines.Resume); patience.After(soonest) {
+	if patience := r.keeper.missed().Add(r.c.deadlines.Resume); patience.After(soonest) {
 		return patience
 	}
 	return soonest
@@ -265,12 +289,12 @@ func (r *route) foundOne(ctx context.Context, f searched) step {
 			r.keeper.unlikely()
 		}
 		r.c.log.Debug().Err(f.err).Str("session", r.s.id.Short()).Str("peer", r.s.miner.Short()).Stringer("for", r.keeper.searching).Msg("no other path")
-		return r.keeper.failed(now, f.final)
+		return r.keeper.failed(now)
 	}
 	r.look(ctx, now) // what was heard meanwhile decides
 	what := r.keeper.found(now, f.link.kind.Relayed())
 	if what != take {
-		f.link.close(quicstream.Replaced)
+		r.refuse(f, quicstream.Replaced)
 		return what
 	}
 	r.take(ctx, f.link, f.session)

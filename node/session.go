@@ -142,7 +142,6 @@ func readGrant(g *signalpb.Grant) (*session, error) {
 		expect:     readExpectation(g.GetExpect()), expectReason: ice.Reason(g.GetExpectReason()),
 		predictable:  g.GetMinerMapping() == signalpb.Behavior_BEHAVIOR_ENDPOINT_INDEPENDENT,
 		minerBlocked: g.GetMinerUdpBlocked(), number: g.GetPath(), foretold: make(chan []uint16, maxForetold),
-		probing: readProbing(g.GetProbing(), time.Now()),
 	}
 	s.localICE, s.remoteICE = readICE(g.GetIce())
 	if s.localICE.Ufrag == "" || s.remoteICE.Ufrag == "" {

@@ -98,6 +98,11 @@ func (r *route) ready(now time.Time, f searched) {
 		r.c.log.Debug().Err(f.err).Str("session", r.s.id.Short()).Msg("no path is prepared")
 		return
 	}
+	if r.keeper.searching == rescue { // it comes just in time
+		r.stopSearch()
+		r.found <- f
+		return
+	}
 	r.standby = f.link
 	r.c.log.Debug().Str("session", r.s.id.Short()).Str("path", f.link.kind.String()).Msg("another path is prepared")
 }
@@ -215,15 +220,17 @@ func (m *miner) takeTold(client identity.NodeID, o *signalpb.Offer) error {
 	if s = m.sessions[id]; s == nil || s.checks == nil {
 		return errTold
 	}
+	err = errTold
 	for _, c := range readCandidates(o.GetCandidates()) {
 		if c.Kind.Relayed() && isAmong(relays, c.Addr.Addr()) {
 			s.checks.AllowRelay(c.Addr.Addr())
 			if s.checks.AddRemote(c) == nil {
 				m.socket.Admit(id, c.Addr.Addr())
+				err = nil
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 // isAmong reports whether an IP address is one of some.
