@@ -99,6 +99,10 @@ func (d *configDecoder) unknown(path, key string, isText bool, known []string) {
 		d.fail(at, "%s: no secrets in this file: %s", key, advice)
 		return
 	}
+	if at == "coordinator.turn.urls" {
+		d.fail(at, "urls has moved: write relays = [\"own\", \"turn:…\"] into [coordinator], without \"own\" if these are to be the only ones")
+		return
+	}
 	where := "at the top of the file"
 	if path != "" {
 		where = "in " + header(path)

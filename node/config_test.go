@@ -319,6 +319,7 @@ func TestConfigSecretSources(t *testing.T) {
 		{"relay of others without secret", "[coordinator]\nrelays = [\"turn:h\"]", ":2: relays of others need secret_file", ""},
 		{"secret without relay of others", "[coordinator.turn]\nsecret_file = \"key\"", "a secret without relays of others", ""},
 		{"two relays", "[coordinator]\nrelays = [\"own\", \"turn:h:1?transport=udp\"]\n[coordinator.turn]\nsecret_file = \"key\"", "", ""},
+		{"relays where they were", "[coordinator.turn]\nurls = [\"turn:h\"]", ":2: urls has moved: write relays", ""},
 		{"turns", "[coordinator]\nrelays = [\"turns:h\"]", "relays must be \"own\" or like", ""},
 		{"three relays", "[coordinator]\nrelays = [\"own\", \"turn:a\", \"turn:b\"]\n[coordinator.turn]\nsecret_file = \"key\"", ":2: relays are at most 2", ""},
 		{"one relay twice", "[coordinator]\nrelays = [\"own\", \"own\"]", "relays has \"own\" twice", ""},
