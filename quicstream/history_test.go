@@ -83,3 +83,23 @@ func FuzzHistory(f *testing.F) {
 		}
 	})
 }
+
+// What was kept is overwritten as far as it ever reached, also where a block was
+// used again for less.
+func TestHistoryIsWiped(t *testing.T) {
+	for name, forget := range map[string]func(*history){
+		"wipe": func(h *history) { h.wipe() },
+		"drop": func(h *history) { h.drop() },
+	} {
+		var h history
+		h.add(64)
+		h.append(bytes.Repeat([]byte{'x'}, 64))
+		memory := h.blocks[0].b
+		h.recycle()
+		h.append([]byte("y"))
+		forget(&h)
+		if bytes.ContainsAny(memory, "xy") {
+			t.Errorf("%s: %q is left", name, memory)
+		}
+	}
+}
