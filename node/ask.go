@@ -342,7 +342,7 @@ func (a *asker) reportText(got *answered, err error) error {
 	}
 	_, _ = fmt.Fprintln(a.std.Stderr, terminal.FormatFooter(a.footer(got, view)))
 	if a.opts.verbose {
-		_, _ = fmt.Fprintf(a.std.Stderr, "path %s: %s · matched: %s · tries %d\n", terminal.OneLine(got.lastPath.Kind, 20),
+		_, _ = fmt.Fprintf(a.std.Stderr, "path %s: %s · matched: %s · tries %d\n", terminal.OneLine(got.paths(), 40),
 			terminal.OneLine(got.lastPath.Reason, 200), terminal.OneLine(view.why, 200), view.tries)
 	}
 	return nil
@@ -353,6 +353,15 @@ func (a *asker) footer(got *answered, view traceView) terminal.Footer {
 		Model: view.model, Miner: view.minerName, Path: got.lastPath.word(), Reason: got.lastPath.Reason, RTT: got.lastPath.RTT,
 		FirstToken: got.first.Sub(processStart), TokensPerSecond: got.speed(),
 	}
+}
+
+// paths is the kind of path that the answer ended on, behind the one that it began
+// on if that was another.
+func (g *answered) paths() string {
+	if g.firstPath.Kind == "" || g.firstPath.Kind == g.lastPath.Kind {
+		return g.lastPath.Kind
+	}
+	return g.firstPath.Kind + " → " + g.lastPath.Kind
 }
 
 // speed is tokens a second after the first; 0 when there is too little to tell.

@@ -322,6 +322,19 @@ func TestProbingIsAimedAtConnections(t *testing.T) {
 	}
 }
 
+func TestPathsOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	for want, g := range map[string]answered{
+		"host":              {lastPath: Path{Kind: "host"}},
+		"srflx":             {firstPath: Path{Kind: "srflx"}, lastPath: Path{Kind: "srflx"}},
+		"relay-udp → prflx": {firstPath: Path{Kind: "relay-udp"}, lastPath: Path{Kind: "prflx"}},
+	} {
+		if got := g.paths(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestCoordinatorWatch(t *testing.T) {
 	t.Parallel()
 	at := func(ms int) time.Time { return time.Unix(1000, 0).Add(time.Duration(ms) * time.Millisecond) }
