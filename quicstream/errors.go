@@ -155,5 +155,8 @@ func isConnError(err error) bool {
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
 		return true
 	}
+	if _, ok := errors.AsType[*net.OpError](err); ok { // the socket's: quic-go ends the connection when it cannot send, as without any network
+		return true
+	}
 	return errors.Is(err, net.ErrClosed)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
@@ -12,8 +13,13 @@ import (
 	"net/textproto"
 	"net/url"
 	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 )
 
 // proxyTo is a handler like the miner's: a ReverseProxy in front of an HTTP/1.1
@@ -225,5 +231,61 @@ func TestInformationalAnswersWaitForTheirStream(t *testing.T) {
 		if n.code != http.StatusProcessing || n.header.Get("Mintai-Queue") != strconv.Itoa(i) {
 			t.Errorf("%d: %+v", i, n)
 		}
+	}
+}
+
+// noRoute is a socket of a machine that may lose its network.
+type noRoute struct {
+	*net.UDPConn
+	down atomic.Bool
+}
+
+func (c *noRoute) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	if c.down.Load() {
+		return 0, 0, &net.OpError{Op: "write", Net: "udp", Err: syscall.ENETUNREACH}
+	}
+	return c.UDPConn.WriteMsgUDP(b, oob, to)
+}
+
+func (c *noRoute) WriteTo(b []byte, to net.Addr) (int, error) {
+	if c.down.Load() {
+		return 0, &net.OpError{Op: "write", Net: "udp", Err: syscall.ENETUNREACH}
+	}
+	return c.UDPConn.WriteTo(b, to)
+}
+
+// A machine between two networks cannot send. quic-go ends the connection then,
+// and the streams a moment before it: the answer is lost, not broken off.
+func TestLostWithoutNetwork(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := &noRoute{UDPConn: udp}
+	tr := &quic.Transport{Conn: conn}
+	t.Cleanup(func() {
+		_ = tr.Close()
+		_ = udp.Close()
+	})
+	id := NewRequestID().String()
+	for try := range 50 {
+		tunnel := r.dialFrom(tr, r.client)
+		req := post(t, "/", "{}", HeaderRequest, id)
+		if try > 0 {
+			req.Header.Set(HeaderResume, "0")
+		}
+		res := r.do(tunnel, req)
+		s.give(t, "token ")
+		expect(t, res.Body, strings.Repeat("token ", try+1))
+		conn.down.Store(true)
+		s.give(t, "")
+		go func() { _, _ = tunnel.RoundTrip(post(t, "/", "{}")) }() // so that something is sent at once
+		if _, err := io.ReadAll(res.Body); !errors.As(err, new(*LostError)) {
+			t.Fatalf("try %d: %T %v", try, err, err)
+		}
+		<-tunnel.Done()
+		conn.down.Store(false)
 	}
 }
