@@ -128,6 +128,38 @@ func correlation(x, y []float64) float64 {
 	return xy / math.Sqrt(xx*yy)
 }
 
+// sizeRig is a server whose datagrams are measured, and a tunnel to it.
+func sizeRig(t *testing.T, noPadding bool, handler http.Handler) (*sizeConn, *Tunnel) {
+	t.Helper()
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := &sizeConn{UDPConn: udp}
+	tr := &quic.Transport{Conn: conn}
+	server, err := NewServer(ServerConfig{Key: testKey(t), Handler: handler, NoPadding: noPadding})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, tr) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		_ = tr.Close()
+		_ = udp.Close()
+	})
+	tunnel, err := Dial(t.Context(), DialConfig{Transport: socket(t), Addr: udp.LocalAddr(), Key: testKey(t), Peer: server.cfg.Key.ID(), Relayed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tunnel.Close(Done) })
+	return conn, tunnel
+}
+
 // sizesOf streams the tokens one by one and returns the length of the datagram
 // that carries each.
 func sizesOf(t *testing.T, noPadding bool, tokens []string) []float64 {
@@ -143,32 +175,7 @@ func sizesOf(t *testing.T, noPadding bool, tokens []string) []float64 {
 			_ = http.NewResponseController(w).Flush()
 		}
 	})
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := &sizeConn{UDPConn: udp}
-	tr := &quic.Transport{Conn: conn}
-	server, err := NewServer(ServerConfig{Key: testKey(t), Handler: handler, NoPadding: noPadding})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, tr) }()
-	defer func() {
-		cancel()
-		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-		_ = tr.Close()
-		_ = udp.Close()
-	}()
-	tunnel, err := Dial(ctx, DialConfig{Transport: socket(t), Addr: udp.LocalAddr(), Key: testKey(t), Peer: server.cfg.Key.ID(), Relayed: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tunnel.Close(Done) }()
+	conn, tunnel := sizeRig(t, noPadding, handler)
 	res, err := tunnel.RoundTrip(post(t, "/v1/chat/completions", "{}"))
 	if err != nil {
 		t.Fatal(err)
@@ -212,6 +219,43 @@ func TestSizesSayNothing(t *testing.T) {
 		t.Errorf("padded: correlation %.3f", padded)
 	}
 	if plain < 0.9 {
+		t.Errorf("without padding: correlation %.3f: this test sees nothing", plain)
+	}
+}
+
+// What waited for its tunnel, as the first piece of an answer does and all that a
+// resumed one catches up with, is padded in the same way.
+func TestSizesOfWhatWaited(t *testing.T) {
+	all := tokens(400)
+	measure := func(noPadding bool) float64 {
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			_, _ = w.Write(body)
+		})
+		conn, tunnel := sizeRig(t, noPadding, handler)
+		var lengths, sizes []float64
+		for i, token := range all {
+			id := NewRequestID().String()
+			for _, header := range [][]string{{}, {HeaderResume, "0"}} {
+				conn.take()
+				res, err := tunnel.RoundTrip(post(t, "/", event(token), append(header, HeaderRequest, id)...))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := readAll(t, res); got != event(token) {
+					t.Fatalf("token %d: %q", i, got)
+				}
+			}
+			lengths, sizes = append(lengths, float64(len(token))), append(sizes, float64(conn.take()))
+		}
+		return correlation(lengths, sizes)
+	}
+	padded, plain := measure(false), measure(true)
+	t.Logf("correlation over %d answers of one piece, resumed: %.3f padded, %.3f without", len(all), padded, plain)
+	if math.Abs(padded) > 0.2 { // 0.05 is the standard error of so few
+		t.Errorf("padded: correlation %.3f", padded)
+	}
+	if plain < 0.3 {
 		t.Errorf("without padding: correlation %.3f: this test sees nothing", plain)
 	}
 }
