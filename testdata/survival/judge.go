@@ -41,8 +41,9 @@ func differ(got, want []byte) string {
 	return fmt.Sprintf("%d bytes instead of %d, and another answer from byte %d on", len(got), len(want), n)
 }
 
-// pathLine is how `ask -v` names the path at its end.
-var pathLine = regexp.MustCompile(`(?m)^path ([a-z-]+): (.*?) · `)
+// pathLine is how `ask -v` names the path at its end, behind that of the beginning
+// if it is another.
+var pathLine = regexp.MustCompile(`(?m)^path (?:[a-z-]+ → )?([a-z-]+): (.*?) · `)
 
 // changedLine is how the client logs that it left one path for another.
 var changedLine = regexp.MustCompile(`"from":"([a-z-]+)","path":"([a-z-]+)"`)

@@ -83,3 +83,15 @@ func TestDocument(t *testing.T) {
 		}
 	}
 }
+
+func TestPathLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"path srflx: both NATs were traversed · matched: it · tries 1":        "srflx",
+		"path relay-udp → srflx: NATs were traversed · matched: it · tries 1": "srflx",
+		"path srflx → relay-udp: it was chosen · matched: it · tries 1":       "relay-udp",
+	} {
+		if m := pathLine.FindStringSubmatch("box · direct\n" + line + "\n"); m == nil || m[1] != want {
+			t.Errorf("%s: %q", line, m)
+		}
+	}
+}
