@@ -288,7 +288,7 @@ func syntaxProblem(data []byte, err error) Problem {
 	}
 	text := strings.TrimSpace(strings.ReplaceAll(perr.Message, "\n", " "))
 	lines := strings.Split(string(data), "\n")
-	if n := perr.Position.Line; n < 1 || n > len(lines) || secretWords.MatchString(lines[n-1]) || secretWords.MatchString(perr.LastKey) {
+	if n := perr.Position.Line; n < 1 || n > len(lines) || secretWords().MatchString(lines[n-1]) || secretWords().MatchString(perr.LastKey) {
 		text = "a value is not written as TOML wants it (text stands in double quotes)"
 	}
 	return Problem{Line: perr.Position.Line, Key: perr.LastKey, Message: "not valid TOML: " + text}

@@ -10,7 +10,6 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,9 +28,9 @@ const (
 )
 
 var (
-	envName  = regexp.MustCompile(`^[A-Z_][A-Z0-9_]{0,127}$`)
-	hostName = regexp.MustCompile(`(?i)^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
-	nodeName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+	envName  = pattern(`^[A-Z_][A-Z0-9_]{0,127}$`)
+	hostName = pattern(`(?i)^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+	nodeName = pattern(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
 )
 
 // BackendTypes lists what [[miner.backend]] type may be.
@@ -97,7 +96,7 @@ func (c *configChecker) tls(t *TLSConfig) {
 	t.CertFile, t.KeyFile = c.path(t.CertFile), c.path(t.KeyFile)
 	for i, host := range t.ACME {
 		_, isIP := splitIP(host)
-		if isIP || len(host) > 253 || !hostName.MatchString(host) || !strings.Contains(host, ".") {
+		if isIP || len(host) > 253 || !hostName().MatchString(host) || !strings.Contains(host, ".") {
 			c.fail(indexKey(at+"acme", i), "acme must be host names that lead to this machine, such as \"coordinator.example.org\", not %q", host)
 		}
 	}
@@ -328,7 +327,7 @@ func (c *configChecker) secret(key, env, file string) identity.Secret {
 	switch {
 	case env != "" && file != "":
 		c.fail(key+"_env", "%s_env and %s_file: write one of them", short, short)
-	case env != "" && !envName.MatchString(env):
+	case env != "" && !envName().MatchString(env):
 		// What stands there may be the secret itself: do not repeat it.
 		c.fail(key+"_env", "%s_env is the name of an environment variable, in capitals, such as \"OPENAI_API_KEY\"; not the secret itself", short)
 	case env != "":
@@ -394,7 +393,7 @@ func (c *configChecker) readSecret(key, name string) (identity.Secret, error) {
 }
 
 func (c *configChecker) name(at, name string) {
-	if name != "" && (len(name) > maxNameBytes || !nodeName.MatchString(name)) {
+	if name != "" && (len(name) > maxNameBytes || !nodeName().MatchString(name)) {
 		c.fail(at, "name must be up to %d letters, digits and . _ - inside, such as \"gpu-box\", not %q", maxNameBytes, name)
 	}
 }
@@ -409,7 +408,7 @@ func (c *configChecker) listen(at, addr string, local bool) {
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
-	if _, isIP := splitIP(host); err != nil || host != "" && !isIP && !hostName.MatchString(host) {
+	if _, isIP := splitIP(host); err != nil || host != "" && !isIP && !hostName().MatchString(host) {
 		c.fail(at, "%s must be host:port such as %s, not %q", lastKey(at), example, addr)
 		return
 	}
@@ -459,7 +458,7 @@ func isPublicHost(s string) bool {
 		}
 	}
 	_, isIP := splitIP(host)
-	return isIP || len(host) <= 253 && hostName.MatchString(host)
+	return isIP || len(host) <= 253 && hostName().MatchString(host)
 }
 
 // isTURNURL accepts turn:host[:port][?transport=udp], the part of RFC 7065 §3.1

@@ -11,13 +11,20 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"mintai/identity"
 )
 
 // secretWords finds the keys under which people write secrets.
-var secretWords = regexp.MustCompile(`(?i)key|secret|token|passw|pwd|auth|bearer|credential|join`)
+var secretWords = pattern(`(?i)key|secret|token|passw|pwd|auth|bearer|credential|join`)
+
+// pattern is a regular expression that is compiled when it is first used: most
+// runs of the program use none, and compiling all takes milliseconds at its start.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // problemList collects what is wrong.
 type problemList struct {
@@ -86,7 +93,7 @@ func fieldsOf(t reflect.Type) map[string]int {
 	return fields
 }
 
-var indexes = regexp.MustCompile(`\[\d+\]`)
+var indexes = pattern(`\[\d+\]`)
 
 // unknown says where an unknown key may have been meant to stand, and sends
 // secrets to where they belong.
@@ -95,7 +102,7 @@ func (d *configDecoder) unknown(path, key string, isText bool, known []string) {
 	near := nearest(strings.ToLower(strings.ReplaceAll(key, "-", "_")), known)
 	// A misspelled api_key_file or tokens_per_second is no secret.
 	misspelled := strings.HasSuffix(near, "_file") || strings.HasSuffix(near, "_env") || near != "" && !isText
-	if advice := secretAdvice(indexes.ReplaceAllString(path, ""), key); advice != "" && !misspelled {
+	if advice := secretAdvice(indexes().ReplaceAllString(path, ""), key); advice != "" && !misspelled {
 		d.fail(at, "%s: no secrets in this file: %s", key, advice)
 		return
 	}
@@ -122,7 +129,7 @@ func (d *configDecoder) unknown(path, key string, isText bool, known []string) {
 
 // header is how a table is written in TOML.
 func header(path string) string {
-	plain := indexes.ReplaceAllString(path, "")
+	plain := indexes().ReplaceAllString(path, "")
 	if plain != path && strings.HasSuffix(path, "]") {
 		return "[[" + plain + "]]"
 	}
@@ -158,7 +165,7 @@ func isTable(t reflect.Type) bool { return t.Kind() == reflect.Struct && len(fie
 // secretAdvice returns the key that a secret belongs to, when key looks like
 // the place for one; else "".
 func secretAdvice(table, key string) string {
-	if !secretWords.MatchString(key) {
+	if !secretWords().MatchString(key) {
 		return ""
 	}
 	switch table {
@@ -343,7 +350,7 @@ func parsePortRange(s string) (PortRange, error) {
 
 // lastKey is the key without its tables and indexes, as written on its line.
 func lastKey(at string) string {
-	plain := indexes.ReplaceAllString(at, "")
+	plain := indexes().ReplaceAllString(at, "")
 	return plain[strings.LastIndexByte(plain, '.')+1:]
 }
 

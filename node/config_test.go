@@ -381,14 +381,14 @@ func FuzzConfig(f *testing.F) {
 		if err == nil && strings.IndexByte(doc, 0) < 0 {
 			seen := map[string]bool{}
 			for at := range keyLines(doc) {
-				seen[indexes.ReplaceAllString(at, "")] = true
+				seen[indexes().ReplaceAllString(at, "")] = true
 			}
 			for _, key := range md.Keys() {
 				path := ""
 				for _, part := range key {
 					path = joinKey(path, part)
 				}
-				if !seen[indexes.ReplaceAllString(path, "")] {
+				if !seen[indexes().ReplaceAllString(path, "")] {
 					t.Errorf("key %q was not found in %q: %v", key, doc, seen)
 				}
 			}

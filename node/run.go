@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
@@ -75,7 +74,7 @@ func (s *setup) openPins() (*identity.Pins, error) {
 	return pins, nil
 }
 
-var notInNames = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+var notInNames = pattern(`[^A-Za-z0-9._-]+`)
 
 // machineName is what people see this node as: the configured name, else the
 // machine's.
@@ -84,7 +83,7 @@ func machineName(configured string) string {
 	if name == "" {
 		name, _ = os.Hostname() // without a name the NodeID is shown
 		name, _, _ = strings.Cut(name, ".")
-		name = notInNames.ReplaceAllString(name, "-")
+		name = notInNames().ReplaceAllString(name, "-")
 	}
 	if len(name) > 63 {
 		name = name[:63]

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 
 	"mintai/backend/builtin/wordnet"
@@ -76,12 +77,16 @@ var (
 	)
 )
 
-func compile(patterns ...string) []*regexp.Regexp {
-	all := make([]*regexp.Regexp, len(patterns))
-	for i, p := range patterns {
-		all[i] = regexp.MustCompile(`(?i)` + p)
-	}
-	return all
+// compile does so with the first question: every run of the program would wait
+// for it otherwise.
+func compile(patterns ...string) func() []*regexp.Regexp {
+	return sync.OnceValue(func() []*regexp.Regexp {
+		all := make([]*regexp.Regexp, len(patterns))
+		for i, p := range patterns {
+			all[i] = regexp.MustCompile(`(?i)` + p)
+		}
+		return all
+	})
 }
 
 // tidy removes what makes no difference: quotation marks of other alphabets,
@@ -95,7 +100,7 @@ func tidy(prompt, end string) string {
 // the words of the question.
 func calculation(prompt string) string {
 	s := tidy(prompt, " ?.=")
-	for _, re := range calculations {
+	for _, re := range calculations() {
 		if m := re.FindStringSubmatch(s); m != nil {
 			return m[1]
 		}
@@ -106,13 +111,13 @@ func calculation(prompt string) string {
 // readQuestion finds what word a prompt asks for.
 func readQuestion(prompt string) (question, bool) {
 	s := tidy(prompt, " ?!.,;:")
-	for _, re := range explicitQuestions {
+	for _, re := range explicitQuestions() {
 		if m := re.FindStringSubmatch(s); m != nil {
 			q := newQuestion(m[1], true)
 			return q, plausible(q.subject)
 		}
 	}
-	for _, re := range plainQuestions {
+	for _, re := range plainQuestions() {
 		m := re.FindStringSubmatch(s)
 		if m == nil {
 			continue
@@ -139,12 +144,12 @@ func plausible(subject string) bool {
 	return subject != "" && strings.Count(subject, " ") < maxSubject
 }
 
-var wrappers = regexp.MustCompile(`(?i)^(?:the )?(?:english )?(?:word|term|phrase|expression|noun|verb|adjective|adverb) (["'\x60]?.+)$`)
+var wrappers = compile(`^(?:the )?(?:english )?(?:word|term|phrase|expression|noun|verb|adjective|adverb) (["'\x60]?.+)$`)
 
 // subject removes articles, quotation marks and "the word" from around a word.
 func subject(s string) string {
 	s = strings.TrimSpace(s)
-	if m := wrappers.FindStringSubmatch(s); m != nil {
+	if m := wrappers()[0].FindStringSubmatch(s); m != nil {
 		s = m[1]
 	}
 	for _, article := range []string{"a ", "an ", "the ", "to "} {
