@@ -53,6 +53,11 @@ type options struct {
 	logs           string
 }
 
+const (
+	defaultAsks = 20
+	defaultRTT  = 50 * time.Millisecond
+)
+
 // cellList is the repeatable flag -cell.
 type cellList []cell
 
@@ -72,9 +77,9 @@ func parseOptions(args []string) (options, error) {
 	f.Var(&o.cells, "cell", "measure this cell only, as a=KIND,b=KIND[,OPTION...] (a: the client's side, b: the miner's; repeatable)")
 	f.StringVar(&o.kinds, "kinds", "", "measure the pairs of these kinds only, as KIND,KIND")
 	f.BoolVar(&o.subset, "subset", false, "measure a representative part only")
-	f.IntVar(&o.n, "n", 20, "fresh clients a cell")
+	f.IntVar(&o.n, "n", defaultAsks, "fresh clients a cell")
 	f.IntVar(&o.later, "later", 3, "long answers in a cell that hard-NAT probing may turn direct")
-	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
+	f.DurationVar(&o.rtt, "rtt", defaultRTT, "round trip between any two sites (R)")
 	f.DurationVar(&o.settle, "settle", 300*time.Millisecond, "pause between the miner's measurement of its network and the first ask")
 	f.DurationVar(&o.limit, "limit", 15*time.Minute, "longest time for a cell")
 	f.IntVar(&o.parallel, "parallel", 3, "laboratories at a time")

@@ -27,7 +27,8 @@ func oneLine(m *measurement) string {
 // document is docs/nat-matrix.md.
 func document(results []*measurement, s settings) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
+	n, rtt := s.flags()
+	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, n+rtt, rtt, rtt, rtt, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
 	totals(&b, results)
 	pairs, shared := map[[2]string]*measurement{}, []*measurement(nil)
 	for _, m := range results {
@@ -56,18 +57,29 @@ func document(results []*measurement, s settings) string {
 	return b.String()
 }
 
+// flags are those that differ from what the program takes by itself.
+func (s settings) flags() (n, rtt string) {
+	if s.n != defaultAsks {
+		n = fmt.Sprintf(" -n %d", s.n)
+	}
+	if s.rtt != defaultRTT {
+		rtt = fmt.Sprintf(" -rtt %v", s.rtt)
+	}
+	return n, rtt
+}
+
 const header = `# Every network with every network
 
 Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each cell a NAT laboratory of its own (` + "`testdata/natlab`" + `: real network namespaces, kinds of NAT and firewall that its own ` + "`check`" + ` verifies), a coordinator on a public machine, a miner behind one network, and fresh clients with an empty HOME behind the other, one after the other. The model needs no time to think. R, the round trip between any two of the three sites, is %d ms; %d clients a cell.
 
-    go run ./testdata/natmatrix -o docs/nat-matrix.md            # the whole of it; root on Linux, iproute2, nftables, miniupnpd
-    go run ./testdata/natmatrix -subset -n 3                     # a representative part
-    go run ./testdata/natmatrix -cell a=sym,b=eim-apdf -n 20     # one cell: a is the client's side, b the miner's
-    go run ./testdata/natmatrix -cell a=sym,b=eim-apdf -later 60 # with 60 answers that last
+    go run ./testdata/natmatrix%s -o docs/nat-matrix.md             # the whole of it; root on Linux, iproute2, nftables, miniupnpd
+    go run ./testdata/natmatrix%s -subset -n 3                      # a representative part
+    go run ./testdata/natmatrix%s -cell a=sym,b=eim-apdf -n 20      # one cell: a is the client's side, b the miner's
+    go run ./testdata/natmatrix%s -cell a=sym,b=eim-apdf -later 60  # with 60 answers that last
 
 ` + "`-resume FILE`" + ` lets an interrupted run go on, ` + "`-logs DIR`" + ` keeps what every process said.
 
-A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where the path is direct, %d R where a plain punch too needs a second round (a NAT that maps per destination, towards a filter that looks at addresses) or only a forwarded port connects the two, %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, the further ones with no other cell beside it, since another load on the machine only ever adds; the tables say so.
+A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where the path is direct, %d R where a plain punch too needs a second round (a NAT that maps per destination, towards a filter that looks at addresses) or only a forwarded port connects the two, %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, the further ones with no other cell beside it, since another load on the machine only ever adds; the tables say so. What the machine itself needs, to start the program above all, counts too and does not grow with R: a slow machine is measured with a longer one (` + "`-rtt`" + `).
 `
 
 func totals(b *strings.Builder, results []*measurement) {

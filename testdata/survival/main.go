@@ -72,6 +72,8 @@ func eventNames() []string {
 	return names
 }
 
+const defaultTrials = 5
+
 // leastAnswer is how long an answer must be for every event to happen in it.
 const leastAnswer = 12 * time.Second
 
@@ -79,7 +81,7 @@ func parseOptions(args []string) (options, error) {
 	var o options
 	f := flag.NewFlagSet("survival", flag.ContinueOnError)
 	f.Var(&o.events, "event", "measure this event only (repeatable): "+strings.Join(eventNames(), " "))
-	f.IntVar(&o.n, "n", 5, "trials an event")
+	f.IntVar(&o.n, "n", defaultTrials, "trials an event")
 	f.IntVar(&o.parallel, "parallel", 1, "laboratories at a time; trials of the upgrade, whose limit is short, are made alone")
 	f.DurationVar(&o.answer, "answer", 30*time.Second, "length of the answer")
 	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
