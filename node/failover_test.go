@@ -3,6 +3,7 @@ package node
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +68,10 @@ func TestFailover(t *testing.T) {
 			if got.exit != ExitOK || report.Answer != "fine" || report.Miner != "good" || got.err != "" {
 				t.Fatalf("exit %d, %s, stderr %q", got.exit, got.out, got.err)
 			}
-			if report.Attempts != 2 {
+			// A miner may decline before its own grant has left: then the next one's
+			// comes first, and the client tries only that.
+			overtaken := c.name == "declines" && report.Attempts == 1
+			if report.Attempts != 2 && !overtaken {
 				t.Errorf("%d attempts, want 2", report.Attempts)
 			}
 			if took > c.most {
@@ -96,9 +100,11 @@ func TestFailoverFromBusy(t *testing.T) {
 	if got.exit != ExitOK || got.out != "fine" || got.err != "" {
 		t.Errorf("%+v", got)
 	}
-	// Nobody else is left when the busy one is asked for by name.
+	// Nobody else is left when the busy one is asked for by name: its lease says that
+	// it is full, or it says so itself, to the coordinator or through the tunnel.
 	got = l.client().ask(t, askOptions{prompt: []string{"?"}, model: "@bad"}).wait()
-	if got.exit != ExitNoMiner || !strings.Contains(got.err, "full") && !strings.Contains(got.err, "no more requests") {
+	said := slices.ContainsFunc([]string{"full", "already tried", "no more requests"}, func(why string) bool { return strings.Contains(got.err, why) })
+	if got.exit != ExitNoMiner || !said {
 		t.Errorf("%+v", got)
 	}
 	close(gate)
