@@ -76,11 +76,12 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	grant, offer := c.introduction(s, client, miner, o)
 	grant.Nonce, grant.MinerName, grant.Attempt = req.GetNonce(), choice.Name, attempt
 	grant.Why, grant.Slots = clip(choice.Why), uint32(choice.Slots)
+	// The grant leaves first: an answer to the offer may lead to another one.
+	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
 		c.nextMiner(s, "could not be told", false, now)
 		return
 	}
-	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
 	c.introduced(s, client, miner, now)
 	c.cfg.Metrics.matched(time.Since(started))
 	c.log.Info().Str("session", s.id.Short()).Str("client", p.Node().Short()).Str("miner", choice.Miner.Short()).
