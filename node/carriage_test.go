@@ -263,6 +263,18 @@ func carried(car *carriage) (wait func() ([]byte, error)) {
 	return func() ([]byte, error) { e := <-done; return e.got, e.err }
 }
 
+// halfCarried is an answer of which "half" has come over its first tunnel, a second
+// of virtual time ago.
+func halfCarried(ctx context.Context) (m *memoryMiner, car *carriage, first *memoryTunnel, wait func() ([]byte, error)) {
+	m, car = newMemoryMiner(), newTestCarriage(ctx)
+	first = m.tunnel(time.Millisecond)
+	car.move(first)
+	wait = carried(car)
+	m.make([]byte("half"), false)
+	time.Sleep(time.Second)
+	return m, car, first, wait
+}
+
 func TestCarriageMovesBetweenTunnels(t *testing.T) {
 	text := testText(200)
 	for name, c := range map[string]struct {
@@ -319,13 +331,7 @@ func TestCarriageMovesBetweenTunnels(t *testing.T) {
 
 func TestCarriageGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemoryMiner()
-		car := newTestCarriage(t.Context())
-		first := m.tunnel(time.Millisecond)
-		car.move(first)
-		wait := carried(car)
-		m.make([]byte("half"), false)
-		time.Sleep(time.Second)
+		_, car, first, wait := halfCarried(t.Context())
 		first.cut()
 		synctest.Wait()
 		car.giveUp(&quicstream.LostError{Err: errPatience})
@@ -339,13 +345,7 @@ func TestCarriageGivesUp(t *testing.T) {
 
 func TestCarriageThatTheMinerForgot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemoryMiner()
-		car := newTestCarriage(t.Context())
-		first := m.tunnel(time.Millisecond)
-		car.move(first)
-		wait := carried(car)
-		m.make([]byte("half"), false)
-		time.Sleep(time.Second)
+		_, car, first, wait := halfCarried(t.Context())
 		first.cut()
 		car.move(newMemoryMiner().tunnel(time.Millisecond)) // it was started anew
 		got, err := wait()
@@ -360,13 +360,7 @@ func TestCarriageThatTheMinerForgot(t *testing.T) {
 // answer still came over that one then.
 func TestCarriageRefusedWhileItCarries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newMemoryMiner()
-		car := newTestCarriage(t.Context())
-		first := m.tunnel(time.Millisecond)
-		car.move(first)
-		wait := carried(car)
-		m.make([]byte("half"), false)
-		time.Sleep(time.Second)
+		m, car, first, wait := halfCarried(t.Context())
 		car.move(newMemoryMiner().tunnel(time.Millisecond)) // which has no such answer
 		time.Sleep(time.Second)
 		m.make([]byte(" and"), false)
@@ -421,13 +415,7 @@ func TestCarriageAgain(t *testing.T) {
 func TestCarriageIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		m := newMemoryMiner()
-		car := newTestCarriage(ctx)
-		first := m.tunnel(time.Millisecond)
-		car.move(first)
-		wait := carried(car)
-		m.make([]byte("half"), false)
-		time.Sleep(time.Second)
+		_, car, first, wait := halfCarried(ctx)
 		first.silence()
 		stop := errors.New("enough")
 		cancel(stop)

@@ -44,18 +44,25 @@ func feed(t *testing.T, pieces chan<- string, piece string) {
 	}
 }
 
+// midway is a lab in which a client has the first piece, "one ", of an answer.
+func midway(t *testing.T) (l *lab, ai *aiServer, m *labMiner, cl *labClient, p *process, pieces chan string) {
+	t.Helper()
+	pieces = make(chan string)
+	l = newLab(t)
+	ai = newAI(t, "m", longAnswer(pieces))
+	m = l.miner("gpu-box", ai, func(c *minerConfig) { c.Deadlines.ResumeWindow = 20 * time.Second })
+	cl = l.client()
+	p = cl.ask(t, askOptions{prompt: []string{"?"}})
+	feed(t, pieces, "one ")
+	p.out.waitFor("one ")
+	return l, ai, m, cl, p, pieces
+}
+
 // A running answer goes on when its tunnel is lost: over another path, from the
 // byte that the client has, and the AI server is asked once.
 func TestAnswerSurvivesItsTunnel(t *testing.T) {
 	t.Parallel()
-	pieces := make(chan string)
-	l := newLab(t)
-	ai := newAI(t, "m", longAnswer(pieces))
-	m := l.miner("gpu-box", ai, func(c *minerConfig) { c.Deadlines.ResumeWindow = 20 * time.Second })
-	cl := l.client()
-	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	feed(t, pieces, "one ")
-	p.out.waitFor("one ")
+	_, ai, m, cl, p, pieces := midway(t)
 	first := cl.tunnel(t, m)
 	for _, piece := range []string{"two ", "three "} {
 		before := cl.tunnel(t, m)
@@ -81,14 +88,7 @@ func TestAnswerSurvivesItsTunnel(t *testing.T) {
 // started anew and knows nothing of the answer.
 func TestAnswerOfAMinerThatForgot(t *testing.T) {
 	t.Parallel()
-	pieces := make(chan string)
-	l := newLab(t)
-	ai := newAI(t, "m", longAnswer(pieces))
-	m := l.miner("gpu-box", ai)
-	cl := l.client()
-	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	feed(t, pieces, "one ")
-	p.out.waitFor("one ")
+	l, ai, m, _, p, _ := midway(t)
 	m.kill()
 	m.part.stop()
 	l.miner("gpu-box", ai, func(c *minerConfig) { c.Key = m.cfg.Key })
@@ -102,14 +102,7 @@ func TestAnswerOfAMinerThatForgot(t *testing.T) {
 // the same miner again, and the answer goes on.
 func TestAnswerSurvivesAnotherCoordinator(t *testing.T) {
 	t.Parallel()
-	pieces := make(chan string)
-	l := newLab(t)
-	ai := newAI(t, "m", longAnswer(pieces))
-	m := l.miner("gpu-box", ai, func(c *minerConfig) { c.Deadlines.ResumeWindow = 20 * time.Second })
-	cl := l.client()
-	p := cl.ask(t, askOptions{prompt: []string{"?"}})
-	feed(t, pieces, "one ")
-	p.out.waitFor("one ")
+	l, ai, m, cl, p, pieces := midway(t)
 	l.killCoordinator()
 	l.startCoordinator()
 	l.waitOffered(m)
