@@ -336,16 +336,22 @@ func (a *asker) reportText(got *answered, err error) error {
 	if view.model == string(builtin.Model) {
 		_, _ = fmt.Fprintln(a.std.Stderr, builtinNotice)
 	}
-	onTerminal := terminal.IsTerminal(a.std.Stderr)
-	if a.opts.quiet || !onTerminal && !a.opts.verbose {
-		return nil
+	if a.opts.verbose || terminal.IsTerminal(a.std.Stderr) {
+		a.writeFooter(got, view)
+	}
+	return nil
+}
+
+// writeFooter says how the answer came; with -v also why that way.
+func (a *asker) writeFooter(got *answered, view traceView) {
+	if a.opts.quiet {
+		return
 	}
 	_, _ = fmt.Fprintln(a.std.Stderr, terminal.FormatFooter(a.footer(got, view)))
 	if a.opts.verbose {
 		_, _ = fmt.Fprintf(a.std.Stderr, "path %s: %s · matched: %s · tries %d\n", terminal.OneLine(got.paths(), 40),
 			terminal.OneLine(got.lastPath.Reason, 200), terminal.OneLine(view.why, 200), view.tries)
 	}
-	return nil
 }
 
 func (a *asker) footer(got *answered, view traceView) terminal.Footer {
@@ -435,6 +441,9 @@ func (a *asker) reportJSON(got *answered, err error) error {
 	}
 	if failure != nil {
 		return failure
+	}
+	if a.opts.verbose {
+		a.writeFooter(got, view)
 	}
 	return nil
 }

@@ -97,6 +97,14 @@ func TestAskJSON(t *testing.T) {
 	case report.MatchMS <= 0, report.ConnectMS < report.MatchMS, report.TTFTMS < report.ConnectMS, report.TotalMS < report.TTFTMS:
 		t.Errorf("the times do not follow each other: %s", got.out)
 	}
+	// With -v the footer stands beside it, and says the same.
+	got = l.ask("-json", "-v", "count").wait()
+	if err := json.Unmarshal([]byte(got.out), &report); err != nil {
+		t.Fatal(err)
+	}
+	if want := "m on gpu-box · direct "; !strings.HasPrefix(got.err, want) || !strings.Contains(got.err, "("+report.Path.Reason+")") {
+		t.Errorf("with -v: %q", got.err)
+	}
 }
 
 func TestAskJSONFailure(t *testing.T) {

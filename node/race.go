@@ -23,6 +23,11 @@ const (
 	// leastLook is how often a direct handshake under way is looked at, when the
 	// head start is shorter still.
 	leastLook = 50 * time.Millisecond
+	// nearHeadStart is how long an address outside the network that both seem to
+	// share waits for one within it. Their router may turn packets round as well,
+	// and answers as soon, but what it turns round costs its own time, and a
+	// machine of the same network should not depend on it.
+	nearHeadStart = 25 * time.Millisecond
 	// redialAfter is sooner than QUIC repeats the first packet of a handshake.
 	redialAfter = 80 * time.Millisecond
 	// maxLate bounds what is taken in of the peer's candidates, and of its proven
@@ -126,7 +131,7 @@ type race struct {
 	wg     sync.WaitGroup
 	dialed chan dialed // cap maxDials: a sender never blocks
 	opened chan opened // cap 1
-	again  chan hop    // cap maxDials: to be dialed once more
+	again  chan hop    // cap maxDials: to be dialed later, or once more
 	fanned chan fanned // cap 1
 
 	granted       int              // how many candidates came with the grant
@@ -181,7 +186,11 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 				directReached = nil
 				continue
 			}
-			r.try(ctx, hop{addr: at.Addr, kind: r.kindOf(at)})
+			if h := (hop{addr: at.Addr, kind: r.kindOf(at)}); r.yields(h) {
+				r.tryLater(ctx, h, nearHeadStart)
+			} else {
+				r.try(ctx, h)
+			}
 		case at, ok := <-relayReached:
 			if !ok {
 				relayReached = nil
@@ -280,6 +289,20 @@ func (r *race) kindOf(at ice.Reached) ice.Kind {
 	return at.Kind
 }
 
+// yields reports whether a path should wait for a better one: both peers are
+// behind one address, the miner named one within their network, and this is
+// another. Nobody knows yet whether that network lets its members talk.
+func (r *race) yields(h hop) bool {
+	near := func(h hop) bool {
+		reason := directReason(h, r.reason)
+		return reason == ice.SameMachine || reason == ice.SameNetwork
+	}
+	return r.reason == ice.SameNetworkBlocked && !h.kind.Relayed() && !near(h) &&
+		slices.ContainsFunc(r.candidates, func(c ice.Candidate) bool {
+			return !c.Kind.Relayed() && near(hop{addr: c.Addr, kind: c.Kind})
+		})
+}
+
 // hopeless reports whether no relay can come up any more.
 func (r *race) hopeless() bool {
 	return !r.minerLeg && (r.openRelay == nil || r.relayErr != nil)
@@ -365,8 +388,13 @@ func (r *race) permit(ctx context.Context, c ice.Candidate) {
 	first := h
 	first.blind = true
 	r.try(ctx, first)
+	r.tryLater(ctx, h, redialAfter)
+}
+
+// tryLater is try after a while.
+func (r *race) tryLater(ctx context.Context, h hop, after time.Duration) {
 	r.wg.Go(func() {
-		timer := time.NewTimer(redialAfter)
+		timer := time.NewTimer(after)
 		defer timer.Stop()
 		select {
 		case <-timer.C:

@@ -76,3 +76,60 @@ func TestRaceWaits(t *testing.T) {
 		})
 	}
 }
+
+// TestRacePrefersTheOwnNetwork: two nodes behind one address reach each other
+// within their network where it lets them, also when the way by the router shows
+// itself first, and by the router where it does not.
+func TestRacePrefersTheOwnNetwork(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	inside, outside := netip.MustParseAddrPort("10.1.2.3:7"), netip.MustParseAddrPort("40.0.0.1:7")
+	for _, c := range []struct {
+		name   string
+		reason ice.Reason
+		near   time.Duration // when the address inside shows itself; 0: never
+		want   netip.AddrPort
+		limit  time.Duration
+	}{
+		{"the router first", ice.SameNetworkBlocked, 15 * ms, inside, 25 * ms},
+		{"much later", ice.SameNetworkBlocked, 200 * ms, outside, 45 * ms},
+		{"a network that keeps its members apart", ice.SameNetworkBlocked, 0, outside, 45 * ms},
+		{"peers apart", ice.NATTraversed, 15 * ms, outside, 20 * ms},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+				defer cancel()
+				reached := make(chan ice.Reached, 2)
+				show := func(after time.Duration, addr netip.AddrPort, kind ice.Kind) {
+					time.AfterFunc(after, func() { reached <- ice.Reached{Addr: addr, Kind: kind} })
+				}
+				show(10*ms, outside, ice.Srflx)
+				if c.near > 0 {
+					show(c.near, inside, ice.Host)
+				}
+				began := time.Now()
+				got, err := newRace(ways{
+					reached: reached, addRemote: func(trickled) {}, heard: func() bool { return true },
+					allowed: func(hop) bool { return true },
+					dial: func(ctx context.Context, _ hop) (tunnel, error) {
+						if !sleep(ctx, 5*ms) {
+							return nil, errSimLost
+						}
+						return &simTunnel{}, nil
+					},
+				}, plan{
+					expect: ice.Doubtful, reason: c.reason, headStart: 250 * ms, direct: 3 * time.Second, minerName: "box",
+					candidates: []ice.Candidate{{Kind: ice.Srflx, Addr: outside}, {Kind: ice.Host, Addr: inside}},
+				}).run(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); got.hop.addr != c.want || took > c.limit {
+					t.Errorf("%v after %v, want %v within %v", got.hop.addr, took, c.want, c.limit)
+				}
+				time.Sleep(time.Second) // for what shows itself later
+			})
+		})
+	}
+}

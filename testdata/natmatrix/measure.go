@@ -120,9 +120,6 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 	if m.Failed > 0 {
 		return nil
 	}
-	if err := s.askFooter(ctx, l, m, asked); err != nil {
-		return err
-	}
 	if err := s.fetchMetrics(ctx, l, m, asked); err != nil {
 		return err
 	}
@@ -139,6 +136,7 @@ type report struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	} `json:"error"`
+	Footer string `json:"-"` // which -v prints beside it
 }
 
 type pathReport struct {
@@ -188,6 +186,10 @@ func (s settings) askAll(ctx context.Context, l *lab, m *measurement, asked map[
 		m.Reasons[r.Path.Reason]++
 		m.FirstMS = append(m.FirstMS, r.TTFT)
 		asked[tunnelCount{Path: r.Path.Kind, Reason: r.Path.Code}]++
+		m.Footer = r.Footer
+		if fault := footerFault(r); fault != "" && !slices.Contains(m.Disagree, fault) {
+			m.Disagree = append(m.Disagree, fault)
+		}
 	}
 }
 
@@ -204,7 +206,7 @@ func (s settings) askFor(ctx context.Context, l *lab, name, model string) (repor
 	}
 	defer os.RemoveAll(home)
 	var r report
-	out, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-json", "-m", model, "-join", l.link, "tell me")
+	out, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-json", "-v", "-m", model, "-join", l.link, "tell me")
 	switch {
 	case err != nil:
 		return r, fmt.Errorf("%w: %s", err, labkit.LastLine(problem))
@@ -217,56 +219,47 @@ func (s settings) askFor(ctx context.Context, l *lab, name, model string) (repor
 	case r.Path == nil || r.PathFirst == nil || r.TTFT <= 0:
 		return r, fmt.Errorf("no path or no first token in the report: %s", labkit.LastLine(out))
 	}
+	r.Footer = footerOf(problem)
 	return r, nil
 }
 
-// askFooter asks once as people do, and compares the footer with the reports.
-func (s settings) askFooter(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) error {
-	home := filepath.Join(l.Dir, "footer")
-	if err := os.Mkdir(home, 0o700); err != nil {
-		return err
-	}
-	// Not at a terminal -v is what asks for the footer.
-	_, problem, code, err := l.Run(ctx, "a", home, l.Mintai, "-mode", "client", "ask", "-v", "-m", "demo", "-join", l.link, "tell me")
-	if err != nil || code != 0 {
-		return fmt.Errorf("the ask for the footer: exit code %d: %v %s", code, err, labkit.LastLine(problem))
-	}
-	for line := range strings.Lines(problem) {
+// footerOf is the line of ask -v that ends in figures; empty if there is none.
+func footerOf(stderr string) string {
+	for line := range strings.Lines(stderr) {
 		if strings.Contains(line, " on demo-box · ") {
-			m.Footer = strings.TrimSpace(line)
+			return strings.TrimSpace(line)
 		}
 	}
+	return ""
+}
+
+// footerFault says where a footer is not what the report of the same ask says;
+// empty if they agree.
+func footerFault(r report) string {
 	word := "direct"
-	if !expect(l.cell).direct {
+	if strings.HasPrefix(r.Path.Kind, "relay") {
 		word = "relay"
 	}
 	switch {
-	case m.Footer == "":
-		m.Disagree = append(m.Disagree, "no footer: "+labkit.LastLine(problem))
-	case !strings.Contains(m.Footer, "· "+word+" "):
-		m.Disagree = append(m.Disagree, fmt.Sprintf("the footer does not say %s: %s", word, m.Footer))
-	case !footerSays(m.Footer, m.Reasons):
-		m.Disagree = append(m.Disagree, "the footer gives another reason than the reports: "+m.Footer)
+	case r.Footer == "":
+		return "no footer"
+	case !strings.Contains(r.Footer, "· "+word+" "):
+		return fmt.Sprintf("the footer does not say %s: %s", word, r.Footer)
+	case !footerSays(r.Footer, r.Path.Reason):
+		return fmt.Sprintf("the footer gives another reason than the report (%s): %s", r.Path.Reason, r.Footer)
 	}
-	// Which path this one took, no report says: any that was seen will do.
-	asked[tunnelCount{}]++
-	return nil
+	return ""
 }
 
-// footerSays reports whether a footer holds one of the reasons, in parentheses;
-// it cuts very long ones.
-func footerSays(footer string, reasons map[string]int) bool {
+// footerSays reports whether a footer holds the reason, in parentheses; it cuts
+// very long ones.
+func footerSays(footer, reason string) bool {
 	const whole = 100
-	for reason := range reasons {
-		end := ")"
-		if len(reason) > whole {
-			reason, end = reason[:whole], ""
-		}
-		if reason != "" && strings.Contains(footer, "("+reason+end) {
-			return true
-		}
+	end := ")"
+	if len(reason) > whole {
+		reason, end = reason[:whole], ""
 	}
-	return false
+	return reason != "" && strings.Contains(footer, "("+reason+end)
 }
 
 func (m *measurement) rtt() time.Duration {

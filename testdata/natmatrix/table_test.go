@@ -104,18 +104,28 @@ func TestResume(t *testing.T) {
 	}
 }
 
-func TestFooterSays(t *testing.T) {
-	const footer = "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s"
-	if !footerSays(footer, map[string]int{"x": 1, "NAT traversed": 2}) {
-		t.Error("it does")
-	}
-	for _, other := range []string{"", "NAT", "both NATs map per destination"} {
-		if footerSays(footer, map[string]int{other: 1}) {
-			t.Errorf("it does not say %q", other)
+func TestFooterFault(t *testing.T) {
+	const punched = "NAT traversed"
+	long := strings.Repeat("long words ", 15)
+	for _, c := range []struct {
+		kind, reason, footer string
+		fault                bool
+	}{
+		{"srflx", punched, "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s", false},
+		{"srflx", punched, "", true},
+		{"srflx", "", "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s", true},
+		{"srflx", "NAT", "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s", true},
+		{"host", "same network", "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s", true},
+		{"relay-udp", punched, "demo on demo-box · direct 51 ms (NAT traversed) · first token 0.2 s", true},
+		{"relay-udp", long, "demo on demo-box · relay 51 ms (" + long[:118] + "…)", false},
+	} {
+		r := report{Path: &pathReport{Kind: c.kind, Reason: c.reason}, Footer: c.footer}
+		if fault := footerFault(r); (fault != "") != c.fault {
+			t.Errorf("%s for %q, %q: %q", c.kind, c.reason, c.footer, fault)
 		}
 	}
-	long := strings.Repeat("long words ", 15)
-	if !footerSays("demo on demo-box · relay 51 ms ("+long[:118]+"…)", map[string]int{long: 1}) {
-		t.Error("a long reason that was cut")
+	const footer = "demo on demo-box · direct 51 ms (NAT traversed)"
+	if got := footerOf("a notice\n" + footer + "\npath srflx: NAT traversed\n"); got != footer {
+		t.Errorf("%q of three lines", got)
 	}
 }
