@@ -61,11 +61,16 @@ sees() { # HOST HOME MODEL LINK
   "${AT[@]}" timeout --foreground 20 "${CMD[@]}" </dev/null 2>/dev/null | found -F -- "$3"
 }
 rules() { "$NATLAB" exec natA -- nft list ruleset | grep -cE 'dnat.*192\.168\.1\.2[: ]' || true; }
+more_than() { [ "$(rules)" -gt "$1" ]; }
 none_left() { [ "$(rules)" = 0 ]; }
+direct_from_afar() {
+  ask far b box demo@own-box -join "$1"
+  code 0 && json far "$DIRECT"
+}
 DIRECT='.path.kind | IN("host", "srflx", "prflx", "mapped")'
 
 visit() { # KIND of the miner's NAT, the coordinator's ARGS...
-  local kind=$1 miner lan own tls=443
+  local kind=$1 miner lan own rules tls=443
   [ $# = 1 ] || tls=4443
   rm -rf server box && mkdir server box
   must "$kind: the laboratory is up" "$NATLAB" up --a upnp --b "$kind" --rtt 20 --bind-pid $$
@@ -116,16 +121,18 @@ visit() { # KIND of the miner's NAT, the coordinator's ARGS...
 
   printf '[miner]\nname = "own-box"\nmetrics = ""\n[[miner.backend]]\ntype = "demo"\ntokens_per_second = 2000\n' >own.toml
   as "$WORK/server" "$MINTAI" -mode miner -config own.toml
+  rules=$(rules)
   spawn own "$NATLAB" exec a -- "${CMD[@]}"
   own=$PID
   must "$kind: a miner on the same machine comes in" await 20 sees pub stranger own-box "$LINK"
   ask same pub stranger demo@own-box -join "$LINK" -config "$WORK/always.toml"
   check "$kind: outside to the same machine by the relay" code 0
   check "$kind: that is relayed" json same '.path.kind == "relay-udp"'
-  ask far b box demo@own-box -join "$LINK"
-  check "$kind: direct from behind the other NAT" eval 'code 0 && json far "$DIRECT"'
+  # A port takes a moment to be forwarded, and to be told of.
+  check "$kind: the router forwards its port too" await 20 more_than "$rules"
+  check "$kind: direct from behind the other NAT" await 5 direct_from_afar "$LINK"
 
-  check "$kind: the router has rules for it" test "$(rules)" -ge 15
+  check "$kind: the router has rules for them" test "$(rules)" -ge 15
   stop "$own"
   stop "$lan"
   stop "$miner"
