@@ -141,6 +141,7 @@ type race struct {
 	dials         int
 	tried         map[hop]bool
 	directPending int // handshakes with addresses that have shown themselves
+	yielding      int // such addresses that wait for a better one
 	otherPending  int // relayed and blind ones
 	relayWanted   bool
 	lastErr       error
@@ -187,6 +188,7 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 				continue
 			}
 			if h := (hop{addr: at.Addr, kind: r.kindOf(at)}); r.yields(h) {
+				r.yielding++
 				r.tryLater(ctx, h, nearHeadStart)
 			} else {
 				r.try(ctx, h)
@@ -200,13 +202,16 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 		case more := <-r.trickled:
 			r.learn(ctx, more)
 		case h := <-r.again:
+			if !h.kind.Relayed() {
+				r.yielding--
+			}
 			r.try(ctx, h)
 		case f := <-r.fanned:
 			if r.fan = f.out; f.err == nil {
 				r.try(ctx, hop{addr: r.fan.Peer(), kind: ice.Prflx, leg: r.fan})
 			}
 		case <-headStart.C:
-			if r.directPending == 0 {
+			if !r.directUnderWay() {
 				r.startRelay(ctx)
 			} else {
 				headStart.Reset(max(r.headStart, leastLook)) // look again: that handshake may fail
@@ -231,7 +236,7 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 				}
 				return r.winner(d), nil
 			}
-			if relayed != nil && r.directPending == 0 {
+			if relayed != nil && !r.directUnderWay() {
 				return relayed, nil
 			}
 		case <-grace:
@@ -248,7 +253,7 @@ func (r *race) loop(ctx context.Context) (*won, error) {
 			}
 			return nil, r.failure(ctx)
 		}
-		if !directOpen && r.directPending == 0 && r.otherPending == 0 && r.hopeless() {
+		if !directOpen && !r.directUnderWay() && r.otherPending == 0 && r.hopeless() {
 			return nil, r.failure(ctx)
 		}
 	}
@@ -289,15 +294,20 @@ func (r *race) kindOf(at ice.Reached) ice.Kind {
 	return at.Kind
 }
 
+// directUnderWay reports whether an address that has shown itself may still
+// become the path.
+func (r *race) directUnderWay() bool { return r.directPending+r.yielding > 0 }
+
 // yields reports whether a path should wait for a better one: both peers are
-// behind one address, the miner named one within their network, and this is
-// another. Nobody knows yet whether that network lets its members talk.
+// behind one IPv4 address, the miner named one within their network, and this is
+// another. Nobody knows yet whether that network lets its members talk. Who has
+// lost a path waits for nothing.
 func (r *race) yields(h hop) bool {
 	near := func(h hop) bool {
 		reason := directReason(h, r.reason)
 		return reason == ice.SameMachine || reason == ice.SameNetwork
 	}
-	return r.reason == ice.SameNetworkBlocked && !h.kind.Relayed() && !near(h) &&
+	return r.reason == ice.SameNetworkBlocked && r.headStart > 0 && h.addr.Addr().Unmap().Is4() && !h.kind.Relayed() && !near(h) &&
 		slices.ContainsFunc(r.candidates, func(c ice.Candidate) bool {
 			return !c.Kind.Relayed() && near(hop{addr: c.Addr, kind: c.Kind})
 		})
@@ -400,7 +410,7 @@ func (r *race) tryLater(ctx context.Context, h hop, after time.Duration) {
 		case <-timer.C:
 			select {
 			case r.again <- h:
-			default: // there are handshakes enough
+			case <-ctx.Done():
 			}
 		case <-ctx.Done():
 		}

@@ -88,13 +88,16 @@ func TestRacePrefersTheOwnNetwork(t *testing.T) {
 		name   string
 		reason ice.Reason
 		near   time.Duration // when the address inside shows itself; 0: never
+		head   time.Duration // start of the direct path
 		want   netip.AddrPort
 		limit  time.Duration
 	}{
-		{"the router first", ice.SameNetworkBlocked, 15 * ms, inside, 25 * ms},
-		{"much later", ice.SameNetworkBlocked, 200 * ms, outside, 45 * ms},
-		{"a network that keeps its members apart", ice.SameNetworkBlocked, 0, outside, 45 * ms},
-		{"peers apart", ice.NATTraversed, 15 * ms, outside, 20 * ms},
+		{"the router first", ice.SameNetworkBlocked, 15 * ms, 250 * ms, inside, 25 * ms},
+		{"much later", ice.SameNetworkBlocked, 200 * ms, 250 * ms, outside, 45 * ms},
+		{"a network that keeps its members apart", ice.SameNetworkBlocked, 0, 250 * ms, outside, 45 * ms},
+		{"peers apart", ice.NATTraversed, 15 * ms, 250 * ms, outside, 20 * ms},
+		{"the head start ends meanwhile", ice.SameNetworkBlocked, 0, 20 * ms, outside, 45 * ms},
+		{"after a path was lost", ice.SameNetworkBlocked, 0, 0, outside, 20 * ms},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -108,25 +111,40 @@ func TestRacePrefersTheOwnNetwork(t *testing.T) {
 				if c.near > 0 {
 					show(c.near, inside, ice.Host)
 				}
+				opened := false
 				began := time.Now()
 				got, err := newRace(ways{
 					reached: reached, addRemote: func(trickled) {}, heard: func() bool { return true },
 					allowed: func(hop) bool { return true },
-					dial: func(ctx context.Context, _ hop) (tunnel, error) {
-						if !sleep(ctx, 5*ms) {
+					dial: func(ctx context.Context, h hop) (tunnel, error) {
+						took := 5 * ms
+						if h.leg != nil {
+							took = 25 * ms
+						}
+						if !sleep(ctx, took) {
 							return nil, errSimLost
 						}
 						return &simTunnel{}, nil
 					},
+					// A relay beside them: with a yield its handshake would be over before the router's.
+					openRelay: func(context.Context) (relayLeg, error) {
+						opened = true
+						leg := &simLeg{addrs: make(chan ice.Reached, 1)}
+						leg.addrs <- ice.Reached{Addr: outside, Kind: ice.RelayUDP}
+						return leg, nil
+					},
 				}, plan{
-					expect: ice.Doubtful, reason: c.reason, headStart: 250 * ms, direct: 3 * time.Second, minerName: "box",
+					expect: ice.Doubtful, reason: c.reason, headStart: c.head, direct: 3 * time.Second, minerName: "box", legWanted: true,
 					candidates: []ice.Candidate{{Kind: ice.Srflx, Addr: outside}, {Kind: ice.Host, Addr: inside}},
 				}).run(ctx)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if took := time.Since(began); got.hop.addr != c.want || took > c.limit {
-					t.Errorf("%v after %v, want %v within %v", got.hop.addr, took, c.want, c.limit)
+				if took := time.Since(began); got.hop.kind.Relayed() || got.hop.addr != c.want || took > c.limit {
+					t.Errorf("%v %v after %v, want %v within %v", got.hop.kind, got.hop.addr, took, c.want, c.limit)
+				}
+				if opened && c.head > 0 {
+					t.Error("a relay was opened while a direct address waited")
 				}
 				time.Sleep(time.Second) // for what shows itself later
 			})
