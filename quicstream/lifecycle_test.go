@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 )
 
 // Shutdown lets a running answer finish, refuses a new one, and ends tunnels
@@ -207,6 +211,81 @@ func TestHeartbeat(t *testing.T) {
 	r.do(tunnel, post(t, "/", "{}"))
 	first := tunnel.LastHeard()
 	eventually(t, "a heartbeat", func() bool { return tunnel.LastHeard().After(first) })
+}
+
+// shortOnly is a socket whose long packets are lost on the way, once it is told.
+type shortOnly struct {
+	*net.UDPConn
+	lossy atomic.Bool
+}
+
+func (c *shortOnly) lost(b []byte) bool { return len(b) > 300 && c.lossy.Load() }
+
+func (c *shortOnly) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	if c.lost(b) {
+		return len(b), len(oob), nil
+	}
+	return c.UDPConn.WriteMsgUDP(b, oob, to)
+}
+
+func (c *shortOnly) WriteTo(b []byte, to net.Addr) (int, error) {
+	if c.lost(b) {
+		return len(b), nil
+	}
+	return c.UDPConn.WriteTo(b, to)
+}
+
+// A path that loses only what is long, and only from the client to the miner,
+// passes for silent: acknowledgements go on, requests would not.
+func TestHeartbeatOverALossyWayThere(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := &shortOnly{UDPConn: udp}
+	tr := &quic.Transport{Conn: conn}
+	t.Cleanup(func() {
+		_ = tr.Close()
+		_ = udp.Close()
+	})
+	tunnel := r.dialFrom(tr, r.client)
+	r.do(tunnel, post(t, "/", "{}"))
+	first := tunnel.LastHeard()
+	eventually(t, "a heartbeat that was answered", func() bool { return tunnel.LastHeard().Sub(first) > heartbeatPeriod })
+	conn.lossy.Store(true)
+	eventually(t, "silence", func() bool { return time.Since(tunnel.LastHeard()) > 3*heartbeatPeriod })
+	if err := tunnel.Err(); err != nil {
+		t.Errorf("the tunnel has ended: %v", err)
+	}
+	conn.lossy.Store(false)
+	eventually(t, "a heartbeat again", func() bool { return time.Since(tunnel.LastHeard()) < heartbeatPeriod })
+}
+
+func TestEar(t *testing.T) {
+	const ms = time.Millisecond
+	at := func(d time.Duration) time.Time { return time.Unix(1000, 0).Add(d) }
+	type beat struct {
+		at              time.Duration
+		packets, echoes uint64
+		deaf            bool
+	}
+	for name, beats := range map[string][]beat{
+		"well":                  {{0, 1, 0, false}, {500 * ms, 2, 1, false}, {1000 * ms, 3, 2, false}},
+		"nothing comes":         {{0, 1, 0, false}, {500 * ms, 1, 0, true}},
+		"nothing comes later":   {{0, 1, 0, false}, {500 * ms, 2, 1, false}, {1000 * ms, 2, 1, true}, {1500 * ms, 3, 2, false}},
+		"one echo lost":         {{0, 1, 4, false}, {500 * ms, 2, 4, false}, {1000 * ms, 3, 5, false}},
+		"no echo":               {{0, 1, 4, false}, {500 * ms, 2, 4, false}, {1000 * ms, 3, 4, true}, {1500 * ms, 4, 5, false}},
+		"one that never echoes": {{0, 1, 0, false}, {500 * ms, 2, 0, false}, {1000 * ms, 3, 0, false}, {1500 * ms, 4, 0, false}},
+	} {
+		var e ear
+		for _, b := range beats {
+			if got := e.deaf(at(b.at), b.packets, b.echoes); got != b.deaf {
+				t.Errorf("%s, at %v: %v", name, b.at, got)
+			}
+		}
+	}
 }
 
 // A client that opens tunnel after tunnel loses its oldest.

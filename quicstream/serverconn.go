@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -25,6 +26,7 @@ type serverConn struct {
 	conn   *quic.Conn
 	peer   identity.NodeID
 	since  time.Time
+	echoed atomic.Uint64 // heartbeats that the client answered
 
 	mu      sync.Mutex // guards streams
 	streams map[quic.StreamID]*quic.Stream
@@ -144,6 +146,7 @@ func (c *serverConn) run() error {
 		}
 	})
 	wg.Go(c.heartbeat)
+	wg.Go(c.acceptEchoes)
 	for {
 		str, err := c.conn.AcceptStream(context.Background()) // ends with the connection
 		if err != nil {
@@ -165,26 +168,22 @@ const heartbeatPeriod = 500 * time.Millisecond
 // heartbeat sends a datagram (RFC 9221) at each beat while a request runs, so
 // that a client can tell a slow model from a dead path in seconds. It fills the
 // largest packet that the connection believes to pass: a path that loses what is
-// long and lets the rest through is as dead for answers as one that loses all. Its
-// first byte says whether the client is heard in return.
+// long and lets the rest through is as dead for answers as one that loses all. The
+// client echoes each with one as long. The first byte says whether it is heard.
 func (c *serverConn) heartbeat() {
 	beat := time.NewTicker(heartbeatPeriod)
 	defer beat.Stop()
 	filled := make([]byte, maxHeartbeat)
-	var received uint64
-	var heard time.Time
+	var hearing ear
 	for {
 		select {
 		case now := <-beat.C:
 			if c.requests() == 0 {
-				heard = time.Time{}
+				hearing = ear{}
 				continue
 			}
-			if n := c.conn.ConnectionStats().PacketsReceived; n != received || heard.IsZero() {
-				received, heard = n, now
-			}
 			filled[0] = heartbeatHearing
-			if now.Sub(heard) >= deafAfter {
+			if hearing.deaf(now, c.conn.ConnectionStats().PacketsReceived, c.echoed.Load()) {
 				filled[0] = heartbeatDeaf
 			}
 			sendFull(c.conn, filled)
@@ -200,7 +199,40 @@ const (
 	// deafAfter is how long nothing may come from a client that should have
 	// acknowledged a heartbeat.
 	deafAfter = heartbeatPeriod
+	// deafToLong is the same for echoes, of which one may be lost.
+	deafToLong = 750 * time.Millisecond
 )
+
+// ear judges whether a client is heard while a request runs, and its long packets
+// too: on a path that loses those no request arrives.
+type ear struct {
+	packets uint64
+	echoes  uint64
+	heard   time.Time // any packet
+	echo    time.Time // an echo, or the beginning
+}
+
+// deaf takes the counts of this moment. A client from which no echo ever came
+// sends none.
+func (e *ear) deaf(now time.Time, packets, echoes uint64) bool {
+	if packets != e.packets || e.heard.IsZero() {
+		e.packets, e.heard = packets, now
+	}
+	if echoes != e.echoes || e.echo.IsZero() {
+		e.echoes, e.echo = echoes, now
+	}
+	return now.Sub(e.heard) >= deafAfter || echoes > 0 && now.Sub(e.echo) >= deafToLong
+}
+
+// acceptEchoes counts the client's datagrams, until the connection ends.
+func (c *serverConn) acceptEchoes() {
+	for {
+		if _, err := c.conn.ReceiveDatagram(context.Background()); err != nil {
+			return
+		}
+		c.echoed.Add(1)
+	}
+}
 
 // The first byte of a heartbeat.
 const (

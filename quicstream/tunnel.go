@@ -78,8 +78,10 @@ func Dial(ctx context.Context, cfg DialConfig) (*Tunnel, error) {
 	return t, nil
 }
 
-// acceptHeartbeats notes the miner's datagrams, until the connection ends.
+// acceptHeartbeats notes the miner's datagrams, until the connection ends, and
+// answers each by one as long as this end's packets may be.
 func (t *Tunnel) acceptHeartbeats() {
+	filled := make([]byte, maxHeartbeat)
 	for {
 		beat, err := t.conn.ReceiveDatagram(context.Background())
 		if err != nil {
@@ -88,6 +90,7 @@ func (t *Tunnel) acceptHeartbeats() {
 		if len(beat) == 0 || beat[0] != heartbeatDeaf { // else what this end says does not arrive
 			t.lastHeard.Store(time.Now().UnixNano())
 		}
+		sendFull(t.conn, filled)
 	}
 }
 
