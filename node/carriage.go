@@ -52,6 +52,7 @@ type carriage struct {
 	retries   int     // of again, in a row
 	gaveUp    error   // the same, once nothing is pending
 	over      bool    // nothing is to follow: closed, or read to its end
+	closed    bool    // before its end
 
 	waiting atomic.Bool // somebody waits for the head, or for bytes
 }
@@ -63,14 +64,13 @@ type rider interface {
 
 // ride is one try to carry the answer over one tunnel.
 type ride struct {
-	on      rider
-	number  int
-	cancel  context.CancelFunc
-	ctx     context.Context //nolint:containedctx // of this ride, ended by cancel
-	resumes bool            // it asks for the rest of an answer only
-	resp    *http.Response
-	at      int64 // where in the answer its next byte stands; the reader's
-	failed  error // of its answer, so that it is no use to read on
+	on     rider
+	number int
+	cancel context.CancelFunc
+	ctx    context.Context //nolint:containedctx // of this ride, ended by cancel
+	resp   *http.Response
+	at     int64 // where in the answer its next byte stands; the reader's
+	failed error // of its answer, so that it is no use to read on
 }
 
 // tunnelRequest is what goes through the tunnel: the call, the body with the
@@ -122,6 +122,9 @@ var errOvertaken = errors.New("a later attempt carries the answer")
 
 // errPatience says that nothing came of the search for another path.
 var errPatience = errors.New("no path to the miner came up again")
+
+// errClosed says that whoever asked wants nothing any more.
+var errClosed = errors.New("the request was closed")
 
 func newCarriage(ctx context.Context, request tunnelRequest) *carriage {
 	return &carriage{ctx: ctx, request: request, changed: make(chan struct{})}
@@ -175,8 +178,8 @@ func (c *carriage) waits() bool { return c.waiting.Load() }
 
 func (c *carriage) setOutLocked(on rider) {
 	c.count++
-	r := &ride{on: on, number: c.count, resumes: c.began}
-	if r.resumes {
+	r := &ride{on: on, number: c.count}
+	if c.began {
 		r.at = c.delivered
 	}
 	r.ctx, r.cancel = context.WithCancel(c.ctx)
@@ -186,24 +189,51 @@ func (c *carriage) setOutLocked(on rider) {
 	c.rides.Go(func() { c.begin(r, offset) })
 }
 
+// send brings the request over a ride's tunnel, and returns what the miner says to
+// it. From the second ride on the miner may have the request: it is named by its
+// digest first, and goes there once more only if the miner does not have it and
+// nothing of the answer is here.
+func (c *carriage) send(r *ride, offset int64) (*http.Response, error) {
+	resp, err := c.roundTrip(r, r.number > 1, offset)
+	if err != nil || r.number == 1 || tunnelRefusal(resp) != quicstream.RefusedUnknownRequest {
+		return resp, err
+	}
+	c.mu.Lock()
+	began := c.began
+	c.mu.Unlock()
+	if began {
+		return resp, nil
+	}
+	_ = resp.Body.Close()
+	return c.roundTrip(r, false, offset)
+}
+
+func (c *carriage) roundTrip(r *ride, resumes bool, offset int64) (*http.Response, error) {
+	hr, err := c.request.build(r.ctx, resumes, offset)
+	if err != nil {
+		return nil, err
+	}
+	hr.Header.Set(quicstream.HeaderAttempt, strconv.Itoa(r.number))
+	return r.on.RoundTrip(hr)
+}
+
+// tunnelRefusal is why the miner's end of the tunnel refused a request; empty for
+// an answer, which says what attempt it is carried by, whatever its status.
+func tunnelRefusal(resp *http.Response) quicstream.Refusal {
+	if resp.Header.Get(quicstream.HeaderAttempt) != "" {
+		return ""
+	}
+	return quicstream.Refusal(resp.Header.Get(quicstream.HeaderError))
+}
+
 // begin waits for the head of a ride's answer.
 func (c *carriage) begin(r *ride, offset int64) {
-	hr, err := c.request.build(r.ctx, r.resumes, offset)
-	if err == nil {
-		hr.Header.Set(quicstream.HeaderAttempt, strconv.Itoa(r.number))
-	}
-	var resp *http.Response
-	if err == nil {
-		resp, err = r.on.RoundTrip(hr)
-	}
+	resp, err := c.send(r, offset)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := slices.Index(c.pending, r)
 	if at >= 0 && err == nil {
-		if c.began || resp.Header.Get(quicstream.HeaderError) == string(quicstream.RefusedStale) {
-			err = checkContinued(resp, offset)
-		}
-		if err != nil {
+		if err = c.judgeLocked(r, resp, offset); err != nil {
 			_ = resp.Body.Close()
 		}
 	}
@@ -258,15 +288,22 @@ func isTunnelLost(err error) bool {
 	return errors.As(err, new(*quicstream.LostError))
 }
 
+// judgeLocked says why a ride does not carry the answer, whose head it has. A
+// refusal is an answer too if no other ride brings one.
+func (c *carriage) judgeLocked(r *ride, resp *http.Response, offset int64) error {
+	switch why := tunnelRefusal(resp); {
+	case why == quicstream.RefusedStale: // a later ride is known there; should it fail, another may follow
+		return &quicstream.LostError{Err: errOvertaken}
+	case why != "" && (c.began || c.ride != nil || len(c.pending) > 1):
+		return fmt.Errorf("%w: the miner says %s", errResume, why)
+	case why != "" || r.number == 1 && !c.began:
+		return nil
+	}
+	return checkContinued(resp, offset)
+}
+
 // checkContinued looks at the head of an answer that should continue another.
 func checkContinued(resp *http.Response, offset int64) error {
-	code := resp.Header.Get(quicstream.HeaderError)
-	if code == string(quicstream.RefusedStale) { // a later ride is known there; should it fail, another may follow
-		return &quicstream.LostError{Err: errOvertaken}
-	}
-	if code != "" {
-		return fmt.Errorf("%w: the miner says %s", errResume, code)
-	}
 	at := int64(0)
 	if text := resp.Header.Get(quicstream.HeaderResume); text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
@@ -288,12 +325,15 @@ func (c *carriage) head() (*http.Response, error) {
 	for {
 		c.mu.Lock()
 		switch {
-		case c.ride != nil:
+		case c.ride != nil && !c.closed:
 			c.began = true
 			resp := *c.ride.resp
 			c.mu.Unlock()
 			resp.Body = c
 			return &resp, nil
+		case c.closed:
+			c.mu.Unlock()
+			return nil, errClosed
 		case c.lost != nil:
 			err := c.lost
 			c.mu.Unlock()
@@ -349,6 +389,8 @@ func (c *carriage) carrying() (*ride, int64, error) {
 		r, delivered, changed := c.ride, c.delivered, c.changed
 		var err error
 		switch {
+		case c.closed:
+			err = errClosed
 		case c.over:
 			err = io.EOF
 		case c.ctx.Err() != nil:
@@ -433,7 +475,9 @@ func (c *carriage) endLocked() {
 // Close ends the request: before its end that cancels the work at the miner.
 func (c *carriage) Close() error {
 	c.mu.Lock()
+	c.closed = c.closed || !c.over
 	c.endLocked()
+	c.changedLocked()
 	r := c.ride
 	c.mu.Unlock()
 	var err error

@@ -27,6 +27,9 @@ type memoryMiner struct {
 	whole   bool
 	started int           // how often the work began
 	broken  bool          // it was cancelled: the miner cancels for a reset of the stream that carries
+	full    bool          // it refuses what would be a new request, as one whose buffers are full
+	bodies  int           // how often the request came whole
+	failure string        // the answer's HeaderError: of the handler
 	carrier *memoryStream // who carries it
 	attempt int           // of it
 }
@@ -136,7 +139,14 @@ func (t *memoryTunnel) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	h := http.Header{}
 	attempt, _ := strconv.Atoi(r.Header.Get(quicstream.HeaderAttempt))
+	if text == "" {
+		m.bodies++
+	}
 	switch {
+	case text == "" && m.full:
+		h.Set(quicstream.HeaderError, string(quicstream.RefusedBusy))
+		m.mu.Unlock()
+		return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: h, Body: http.NoBody}, nil
 	case attempt < m.attempt:
 		h.Set(quicstream.HeaderError, string(quicstream.RefusedStale))
 		m.mu.Unlock()
@@ -148,7 +158,13 @@ func (t *memoryTunnel) RoundTrip(r *http.Request) (*http.Response, error) {
 		m.mu.Unlock()
 		return &http.Response{StatusCode: http.StatusNotFound, Header: h, Body: http.NoBody}, nil
 	}
-	if text != "" {
+	h.Set(quicstream.HeaderAttempt, strconv.Itoa(attempt))
+	status := http.StatusOK
+	if m.failure != "" {
+		h.Set(quicstream.HeaderError, m.failure)
+		status = http.StatusServiceUnavailable
+	}
+	if offset > 0 {
 		h.Set(quicstream.HeaderResume, text)
 	}
 	s := &memoryStream{tunnel: t, ctx: r.Context(), at: int(offset)}
@@ -162,7 +178,7 @@ func (t *memoryTunnel) RoundTrip(r *http.Request) (*http.Response, error) {
 		s.reset()
 		return nil, err
 	}
-	return &http.Response{StatusCode: http.StatusOK, Header: h, Body: s}, nil
+	return &http.Response{StatusCode: status, Header: h, Body: s}, nil
 }
 
 // memoryStream carries the answer from an offset on.
@@ -244,6 +260,8 @@ func testText(words int) []byte {
 	return b.Bytes()
 }
 
+var errMemoryRefusal = errors.New("an answer that is none")
+
 // carried reads the whole answer beside the test.
 func carried(car *carriage) (wait func() ([]byte, error)) {
 	type end struct {
@@ -253,6 +271,10 @@ func carried(car *carriage) (wait func() ([]byte, error)) {
 	done := make(chan end, 1)
 	go func() {
 		resp, err := car.head()
+		if err == nil && resp.StatusCode != http.StatusOK {
+			err = fmt.Errorf("%w: %s", errMemoryRefusal, resp.Header.Get(quicstream.HeaderError))
+			_ = resp.Body.Close()
+		}
 		if err != nil {
 			done <- end{nil, err}
 			return
@@ -412,6 +434,83 @@ func TestCarriageAgain(t *testing.T) {
 	})
 }
 
+// Before anything of the answer is here the request may be at the miner all the
+// same: it is not sent twice, and a refusal of the second does not harm the first.
+func TestCarriageMovesBeforeTheHead(t *testing.T) {
+	text := testText(50)
+	for name, c := range map[string]struct {
+		first   time.Duration // delay of the first tunnel: the request is at the miner after it
+		full    bool          // the miner takes nothing new after 100 ms, when the next tunnel comes
+		bodies  int
+		failure string // of the handler
+		cut     bool   // the first tunnel then, in which the request is on its way
+		want    error
+	}{
+		"at the miner":                   {20 * time.Millisecond, false, 1, "", false, nil},
+		"at the miner, lost":             {20 * time.Millisecond, false, 1, "", true, nil},
+		"on its way":                     {300 * time.Millisecond, false, 1, "", false, nil},
+		"on its way, lost":               {300 * time.Millisecond, false, 1, "", true, nil},
+		"the miner is full":              {20 * time.Millisecond, true, 1, "", false, nil},
+		"the miner is full, and it lost": {300 * time.Millisecond, true, 1, "", true, errMemoryRefusal},
+		"the handler refuses":            {20 * time.Millisecond, false, 1, "busy", false, errMemoryRefusal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemoryMiner()
+				m.failure = c.failure
+				car := newTestCarriage(t.Context())
+				first := m.tunnel(c.first)
+				car.move(first)
+				wait := carried(car)
+				time.Sleep(10 * time.Millisecond)
+				if c.failure == "" {
+					time.Sleep(90 * time.Millisecond)
+				}
+				m.mu.Lock()
+				m.full = c.full
+				m.mu.Unlock()
+				if c.cut {
+					first.cut()
+					synctest.Wait()
+				}
+				car.move(m.tunnel(20 * time.Millisecond))
+				defer m.makeAll(text, 10)()
+				got, err := wait()
+				if !errors.Is(err, c.want) || c.want == nil && !bytes.Equal(got, text) {
+					t.Errorf("%d of %d bytes, %v", len(got), len(text), err)
+				}
+				m.mu.Lock()
+				if m.bodies != c.bodies {
+					t.Errorf("the request came whole %d times, want %d", m.bodies, c.bodies)
+				}
+				m.mu.Unlock()
+				m.check(t, c.failure != "")
+				_ = car.Close()
+			})
+		})
+	}
+}
+
+// A refusal counts for nothing while another ride may carry the answer.
+func TestCarriageRefusedBeforeTheHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		text := testText(50)
+		m := newMemoryMiner()
+		car := newTestCarriage(t.Context())
+		car.move(m.tunnel(300 * time.Millisecond)) // on its way for long
+		wait := carried(car)
+		full := newMemoryMiner()
+		full.full = true
+		car.move(full.tunnel(20 * time.Millisecond))
+		defer m.makeAll(text, 10)()
+		if got, err := wait(); err != nil || !bytes.Equal(got, text) {
+			t.Errorf("%d of %d bytes, %v", len(got), len(text), err)
+		}
+		m.check(t, false)
+		_ = car.Close()
+	})
+}
+
 func TestCarriageIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -432,6 +531,8 @@ func FuzzCarriage(f *testing.F) {
 	f.Add([]byte{0, 3, 9, 1, 8, 2, 200, 1, 2, 3, 4})
 	f.Add([]byte{1, 1, 1, 2, 2, 2, 3, 3, 0, 0, 0, 1})
 	f.Add([]byte{10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120})
+	f.Add([]byte{4, 5, 12, 8, 5, 20, 1, 4, 6, 0, 10})
+	f.Add([]byte{100, 2, 6, 6, 30, 4, 5, 4, 1, 40, 5, 7})
 	text := testText(120)
 	f.Fuzz(func(t *testing.T, events []byte) {
 		if len(events) > 64 {
@@ -444,9 +545,10 @@ func FuzzCarriage(f *testing.F) {
 			car.move(tunnels[0])
 			wait := carried(car)
 			defer m.makeAll(text, 7)()
+			refuses, again, closed := false, false, false
 			for _, e := range events {
 				last := tunnels[len(tunnels)-1]
-				switch e % 5 {
+				switch e % 8 {
 				case 0:
 					time.Sleep(time.Duration(e) * time.Millisecond)
 				case 1:
@@ -459,6 +561,19 @@ func FuzzCarriage(f *testing.F) {
 					next := m.tunnel(time.Duration(e%90) * time.Millisecond)
 					tunnels = append(tunnels, next)
 					car.move(next)
+				case 5: // a refusal may be all that comes of the request
+					refuses = true
+					m.mu.Lock()
+					m.full = !m.full
+					m.mu.Unlock()
+				case 6: // it does so a few times only
+					again = true
+					car.again(last)
+				case 7: // whoever asked is gone
+					closed = closed || e > 200
+				}
+				if closed {
+					_ = car.Close()
 				}
 			}
 			giveUp := len(events)%2 == 0
@@ -471,15 +586,21 @@ func FuzzCarriage(f *testing.F) {
 				}
 			} else {
 				car.move(m.tunnel(3 * time.Millisecond))
+				time.Sleep(deadTunnel)
+				for _, x := range tunnels { // which were left
+					if x.isMute() {
+						x.cut()
+					}
+				}
 			}
 			got, err := wait()
 			if !bytes.HasPrefix(text, got) || err == nil && len(got) != len(text) {
 				t.Errorf("%d bytes that are not the beginning, or not all: %v", len(got), err)
 			}
-			if err != nil && !giveUp {
+			if err != nil && !giveUp && !refuses && !closed && !(again && errors.Is(err, errPatience)) {
 				t.Errorf("with a tunnel that is well: %v", err)
 			}
-			m.check(t, err != nil)
+			m.check(t, err != nil || closed)
 			_ = car.Close()
 		})
 	})

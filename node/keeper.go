@@ -21,6 +21,9 @@ const (
 	// oneSearch is how long a search takes that fails because the miner does not
 	// answer: when there is no time for another one, nobody need wait for the end.
 	oneSearch = 700 * time.Millisecond
+	// leastSearch is what a search may take, beside the round trips of its path, on
+	// a path that is so long that the patience would not suffice for one.
+	leastSearch = 1200 * time.Millisecond
 	// restartAfter is how soon a change of the network begins a search anew.
 	restartAfter = 300 * time.Millisecond
 	// firstUpgrade is when a relayed tunnel first looks for a direct path: most
@@ -123,6 +126,16 @@ func (k *keeper) patienceEnds(now time.Time) time.Duration {
 		from = k.since
 	}
 	return from.Add(limit).Sub(now)
+}
+
+// searchEnds is by when a search that begins now must have found any path, over
+// one of this round trip. Only the first may outlast the patience.
+func (k *keeper) searchEnds(now time.Time, rtt time.Duration) time.Time {
+	ends := now.Add(k.patienceEnds(now))
+	if first := now.Add(leastSearch + 4*rtt); k.failures == 0 && first.After(ends) {
+		return first
+	}
+	return ends
 }
 
 // tick looks at the tunnel. It is to come several times within suspectAfter.

@@ -1,7 +1,9 @@
 package node
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -180,7 +182,8 @@ func TestKeeperOfASlowReader(t *testing.T) {
 
 // FuzzKeeper drives a keeper through events in any order. Whatever comes: a
 // silent path with a request on it is never just looked at, no two searches run
-// at a time, nothing is given up while the miner is heard, and the steps fit.
+// at a time, nothing is given up while the miner is heard, nobody is left waiting
+// beyond the patience, and the steps fit.
 func FuzzKeeper(f *testing.F) {
 	for i := range 16 {
 		r := rand.New(rand.NewPCG(uint64(i), 1))
@@ -190,43 +193,60 @@ func FuzzKeeper(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	silence := bytes.Repeat([]byte{2}, 40)
+	for _, begin := range [][]byte{{6}, {6, 0, 13}, {6, 11}, {6, 0, 8}, {6, 14, 0}} {
+		f.Add(append(slices.Clone(begin), silence...))
+		f.Add(slices.Concat(begin, silence[:13], []byte{12}, silence)) // granted, and nothing comes of it
+		f.Add(slices.Concat(begin, silence[:22], []byte{10}, silence[:2], []byte{12}, silence))
+	}
+	const rtt = 100 * time.Millisecond
+	// limit is how long anybody waits for a miner that is not heard, with a tick and
+	// a pause between two searches.
+	const limit = 3*time.Second + 200*time.Millisecond
 	f.Fuzz(func(t *testing.T, events []byte) {
 		now := time.Unix(1000, 0)
 		k := newKeeper(3*time.Second, len(events)%2 == 0, now)
-		searching := stay
+		searching, ends := stay, now
 		heard, busy, reads, online := now, false, true, true
+		alone := now              // since when nothing is heard or changed, and somebody waits
 		waits := time.Duration(0) // of a silent path without a search
 		for _, e := range events {
 			var got step
-			switch e % 12 {
+			switch e % 15 {
 			case 0, 1, 2, 3, 4, 5: // the usual: time passes
 				pass := 100 * time.Millisecond
 				if e >= 250 {
 					pass = time.Duration(e-249) * 4 * time.Second // asleep
+					alone, waits = now.Add(pass), -pass
 				}
 				now = now.Add(pass)
-				if e%12 < 2 && !k.dead {
-					heard = now
+				if e%15 < 2 && !k.dead {
+					heard, alone = now, now
 				}
 				got = k.tick(now, seen{busy: busy, waits: busy && reads, online: online, heard: heard})
+				if searching == rescue && now.After(ends) && got == stay {
+					got = k.failed(now)
+					searching = stay
+				}
 				if k.silent(now) && k.searching == stay && got == stay {
 					waits += pass
 				} else {
 					waits = 0
 				}
-				if waits > 3*time.Second && now.Sub(k.looked) == 0 && !now.Before(k.next) {
+				if waits > 3*time.Second {
 					t.Fatalf("a silent path waits for %v", waits)
 				}
 			case 6:
-				busy = !busy
+				busy, alone = !busy, now
 			case 7:
+				alone = now
 				if e > 128 {
 					reads = !reads
 				} else {
 					online = !online
 				}
 			case 8:
-				got = k.moved(now)
+				got, alone = k.moved(now), now
 			case 9:
 				if searching == stay {
 					continue
@@ -237,7 +257,7 @@ func FuzzKeeper(f *testing.F) {
 				}
 				searching = stay
 				if got == take {
-					heard = now
+					heard, alone = now, now
 				}
 			case 10:
 				if searching == stay {
@@ -253,10 +273,18 @@ func FuzzKeeper(f *testing.F) {
 					continue
 				}
 				got = k.ended(now, e > 200)
+			case 12:
+				if searching != stay {
+					k.introduced()
+				}
+			case 13:
+				k.news(now)
+			case 14:
+				k.unlikely()
 			}
 			switch got {
 			case rescue:
-				searching = rescue
+				searching, ends = rescue, k.searchEnds(now, rtt)
 			case upgrade:
 				if searching != stay || !k.relayed {
 					t.Fatalf("an upgrade while %v, relayed %v", searching, k.relayed)
@@ -271,6 +299,9 @@ func FuzzKeeper(f *testing.F) {
 			}
 			if k.searching != searching {
 				t.Fatalf("it believes in %v, and %v runs", k.searching, searching)
+			}
+			if busy && reads && online && now.Sub(alone) > limit {
+				t.Fatalf("nothing was heard for %v, and nothing is given up", now.Sub(alone))
 			}
 		}
 	})

@@ -22,9 +22,8 @@ const (
 	coordinatorSilence = 1500 * time.Millisecond
 	// coordinatorAsk is how often something is said to it, to see that.
 	coordinatorAsk = time.Second
-	// oldTunnel is how long a tunnel that was left may finish what could not move.
-	oldTunnel = 2 * time.Minute
-	// deadTunnel is the same for one that is silent.
+	// deadTunnel is how long a tunnel that was left and is silent may finish what
+	// could not move. One that is well may finish it all.
 	deadTunnel = time.Second
 )
 
@@ -258,12 +257,7 @@ func (r *route) deadline(what step) time.Time {
 	if what == upgrade {
 		return now.Add(upgradeLimit)
 	}
-	const least = 1200 * time.Millisecond
-	soonest := now.Add(least + 4*r.link.Stats().RTT)
-	if patience := r.keeper.missed().Add(r.c.deadlines.Resume); patience.After(soonest) {
-		return patience
-	}
-	return soonest
+	return r.keeper.searchEnds(now, r.link.Stats().RTT)
 }
 
 func causeOf(what step, silent bool) signalpb.PathCause {
@@ -284,6 +278,7 @@ func (r *route) foundOne(ctx context.Context, f searched) step {
 		r.stop = nil
 	}
 	now := time.Now()
+	r.look(ctx, now) // what was heard meanwhile decides
 	if f.err != nil {
 		if errors.Is(f.err, errUnlikely) {
 			r.keeper.unlikely()
@@ -291,7 +286,6 @@ func (r *route) foundOne(ctx context.Context, f searched) step {
 		r.c.log.Debug().Err(f.err).Str("session", r.s.id.Short()).Str("peer", r.s.miner.Short()).Stringer("for", r.keeper.searching).Msg("no other path")
 		return r.keeper.failed(now)
 	}
-	r.look(ctx, now) // what was heard meanwhile decides
 	what := r.keeper.found(now, f.link.kind.Relayed())
 	if what != take {
 		r.refuse(f, quicstream.Replaced)
@@ -333,8 +327,9 @@ func (r *route) take(ctx context.Context, l *link, s *session) {
 	r.rest.Go(func() { retire(ctx, old) })
 }
 
-// retire closes a tunnel that was left, when it carries nothing any more. One
-// that is silent is of no use to anybody.
+// retire closes a tunnel that was left, when it carries nothing any more: an
+// answer that could not move, because the miner has no room to keep it, ends there
+// in its own time. One that is silent is of no use to anybody.
 func retire(ctx context.Context, old *link) {
 	code := quicstream.Replaced
 	defer func() { old.close(code) }()
@@ -344,11 +339,8 @@ func retire(ctx context.Context, old *link) {
 	for {
 		select {
 		case now := <-tick.C:
-			limit := oldTunnel
-			if now.Sub(old.LastHeard()) >= suspectAfter {
-				limit = deadTunnel
-			}
-			if old.InFlight() == 0 || now.Sub(began) >= limit {
+			dead := now.Sub(old.LastHeard()) >= suspectAfter && now.Sub(began) >= deadTunnel
+			if old.InFlight() == 0 || dead {
 				return
 			}
 		case <-old.Done():

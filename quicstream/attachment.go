@@ -226,6 +226,10 @@ func (t *attachment) sendHead(status int, header http.Header) error {
 	for name, values := range header {
 		h[name] = values
 	}
+	h.Del(HeaderAttempt)
+	if t.try > 0 {
+		h.Set(HeaderAttempt, strconv.FormatUint(uint64(t.try), 10))
+	}
 	if t.sent > 0 {
 		h.Del("Content-Length") // what follows is the rest only
 		h.Set(HeaderResume, strconv.FormatInt(t.sent, 10))

@@ -35,7 +35,8 @@ const (
 	HeaderDigest = "Mintai-Digest"
 	// HeaderAttempt numbers the tries to carry one answer over one tunnel after
 	// another, from 1: packets of an earlier try may come later, and must not
-	// take the answer back.
+	// take the answer back. The answer repeats it, which tells an answer of the
+	// handler, whatever its HeaderError, from a Refusal.
 	HeaderAttempt = "Mintai-Attempt"
 	// HeaderError carries the Refusal of an answer that the tunnel itself made.
 	HeaderError = api.HeaderError
