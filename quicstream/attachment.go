@@ -69,9 +69,11 @@ func (a *answer) attach(att *attachment) error {
 	a.att, a.attempt = att, att.try
 	if old != nil {
 		a.endLocked(old, errReplaced)
-		for old.busy {
-			a.cond.Wait()
-		}
+	}
+	// One that was replaced, or that lost its path, may still be in a write, and
+	// reads a block that would get another header here.
+	for att.err == nil && (a.reader != nil || old != nil && old.busy) {
+		a.cond.Wait()
 	}
 	err := a.carryLocked(att)
 	stop() // closing the stream below must not look like a reset
@@ -103,11 +105,11 @@ func (a *answer) carryLocked(att *attachment) error {
 		case att.sent < a.kept.end:
 			head, payload, n := a.kept.at(att.sent).frame(att.sent)
 			att.startLocked()
-			a.reading++
+			a.reader = att
 			a.mu.Unlock()
 			err := att.writeFrame(head, payload)
 			a.mu.Lock()
-			a.reading--
+			a.reader = nil
 			if a.stopped && a.ended {
 				a.forgetLocked()
 			}

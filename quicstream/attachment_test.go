@@ -1,0 +1,148 @@
+package quicstream
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// answerOf is the server's record of a request.
+func (r *rig) answerOf(t *testing.T, id string) *answer {
+	t.Helper()
+	parsed, err := ParseRequestID(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a *answer
+	eventually(t, "the server knows the request", func() bool {
+		a = r.server.reg.find(answerKey{r.client.ID(), parsed})
+		return a != nil
+	})
+	return a
+}
+
+// No attachment touches a block that a former one still reads: not the next one, and
+// not the one after. The test plays that reader.
+func TestTakeOverWaitsForTheReader(t *testing.T) {
+	s := newStepper()
+	r := newRig(t, ServerConfig{Handler: s})
+	id := NewRequestID().String()
+	first := r.dial()
+	res := r.do(first, post(t, "/", "{}", HeaderRequest, id))
+	text := strings.Repeat("1", minBlock/2)
+	s.give(t, text)
+	expect(t, res.Body, text)
+	a := r.answerOf(t, id)
+	_ = first.Close(Replaced)
+	eventually(t, "the client is lost", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.att == nil
+	})
+
+	a.mu.Lock()
+	_, frame, _ := a.kept.at(0).frame(0)
+	a.reader = &attachment{err: errPathLost}
+	a.mu.Unlock()
+	want := bytes.Clone(frame)
+	released, read := make(chan struct{}), make(chan bool, 1)
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
+	go func() { // what the reader does all the time
+		same := true
+		for {
+			same = same && bytes.Equal(frame, want)
+			select {
+			case <-released:
+				read <- same
+				return
+			default:
+			}
+		}
+	}()
+	s.give(t, "2") // from now on the block's header is another one
+
+	type outcome struct {
+		res *http.Response
+		err error
+	}
+	resume := func(attempt string) chan outcome {
+		tunnel, req := r.dial(), post(t, "/", "{}", HeaderRequest, id, HeaderResume, "0", HeaderAttempt, attempt)
+		done := make(chan outcome, 1)
+		go func() {
+			res, err := tunnel.RoundTrip(req)
+			done <- outcome{res, err}
+		}()
+		return done
+	}
+	attached := func(attempt uint32) {
+		eventually(t, "the next tunnel has the answer", func() bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.att != nil && a.attempt == attempt
+		})
+	}
+	second := resume("1")
+	attached(1)
+	third := resume("2")
+	attached(2)
+	select {
+	case o := <-second:
+		if o.err == nil {
+			t.Error("the second tunnel carried bytes that were read")
+			_ = o.res.Body.Close()
+		}
+	case <-time.After(testWait):
+		t.Fatal("the second tunnel waits although it was replaced")
+	}
+	select {
+	case o := <-third:
+		if o.err == nil {
+			_ = o.res.Body.Close()
+		}
+		t.Errorf("the third tunnel does not wait for the reader: %v", o.err)
+		third <- o
+	case <-time.After(100 * time.Millisecond):
+	}
+	release()
+	if !<-read {
+		t.Error("what a former attachment sends was changed")
+	}
+	a.mu.Lock()
+	a.reader = nil
+	a.cond.Broadcast()
+	a.mu.Unlock()
+	o := <-third
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	defer func() { _ = o.res.Body.Close() }()
+	expect(t, o.res.Body, text+"2")
+	close(s.feed)
+	if got := readAll(t, o.res); got != "" {
+		t.Errorf("%q", got)
+	}
+}
+
+// The handler takes no block for new bytes that a former attachment still reads,
+// whatever the client says that it has.
+func TestBlocksThatAreReadStay(t *testing.T) {
+	a := newAnswer(t.Context(), answerKey{}, &ServerConfig{BufferPerClient: minBlock, ResumeWindow: time.Minute}, newRegistry(minBlock, minBlock), &counters{})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := a.keepLocked(make([]byte, minBlock), 0); n != minBlock {
+		t.Fatalf("%d bytes kept", n)
+	}
+	a.att = &attachment{sent: minBlock}
+	a.reader = &attachment{err: errReplaced}
+	if n := a.fillLocked([]byte("new")); n != 0 {
+		t.Errorf("%d bytes in a block that is read", n)
+	}
+	a.reader = nil
+	if n := a.fillLocked([]byte("new")); n != 3 {
+		t.Errorf("%d bytes kept once nobody reads", n)
+	}
+}
