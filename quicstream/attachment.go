@@ -246,10 +246,11 @@ func (t *attachment) write(p []byte) error {
 	if t.noBody || len(p) == 0 {
 		return nil
 	}
-	t.frame = appendDataHeader(t.frame[:0], len(p))
 	if len(p) > queueLimit {
-		return t.writeFrame(t.frame, p)
+		return t.writeFrame(appendDataHeader(nil, len(p)), p)
 	}
+	t.frame = scratch(t.frame, headroom+len(p)+padSticky)
+	t.frame = appendDataHeader(t.frame, len(p))
 	t.frame = append(t.frame, p...)
 	if n := t.pad.after(len(t.frame)); n > 0 {
 		t.frame = appendPadding(t.frame, n)
@@ -289,10 +290,21 @@ func (t *attachment) writeFrame(head, payload []byte) error {
 			return err
 		}
 	}
-	t.last = append(append(t.last[:0], head...), payload[first:]...)
+	t.last = scratch(t.last, len(head)+len(payload)-first+padSticky)
+	t.last = append(append(t.last, head...), payload[first:]...)
 	if n > 0 {
 		t.last = appendPadding(t.last, n)
 	}
 	_, err := t.qs.Write(t.last)
 	return err
+}
+
+// scratch returns b emptied, with room for n bytes. Where it must grow, what the
+// former array holds of an answer is overwritten.
+func scratch(b []byte, n int) []byte {
+	if cap(b) >= n {
+		return b[:0]
+	}
+	clear(b[:cap(b)])
+	return make([]byte, 0, max(n, 2*cap(b)))
 }

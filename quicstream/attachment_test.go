@@ -2,6 +2,7 @@ package quicstream
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -144,5 +145,72 @@ func TestBlocksThatAreReadStay(t *testing.T) {
 	a.reader = nil
 	if n := a.fillLocked([]byte("new")); n != 3 {
 		t.Errorf("%d bytes kept once nobody reads", n)
+	}
+}
+
+// backing is all that was ever in a slice's array.
+func backing(b []byte) []byte { return b[:cap(b)] }
+
+func wiped(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+// What an attachment put together to send is overwritten where it takes a larger
+// array, and when it leaves.
+func TestScratchIsWiped(t *testing.T) {
+	for name, test := range map[string]struct {
+		short, long int
+		of          func(*attachment) []byte
+	}{
+		"tokens":  {100, directWrite, func(att *attachment) []byte { return att.frame }},
+		"catchup": {directWrite + 1, 3 * directWrite, func(att *attachment) []byte { return att.last }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStepper()
+			r := newRig(t, ServerConfig{Handler: s})
+			id := NewRequestID().String()
+			res := r.do(r.dial(), post(t, "/", "{}", HeaderRequest, id))
+			a := r.answerOf(t, id)
+			eventually(t, "the head is sent", func() bool {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				return a.att != nil && a.att.direct
+			})
+			// array is what the attachment used for a piece, once that is sent.
+			var att *attachment
+			array := func(n int) (b []byte) {
+				t.Helper()
+				piece := strings.Repeat("x", n)
+				s.give(t, piece)
+				expect(t, res.Body, piece)
+				eventually(t, "the piece is sent", func() bool {
+					a.mu.Lock()
+					defer a.mu.Unlock()
+					if att = a.att; att.busy || !att.direct {
+						return false
+					}
+					b = backing(test.of(att))
+					return true
+				})
+				if wiped(b) {
+					t.Fatal("nothing of the piece: this test sees nothing")
+				}
+				return b
+			}
+			former := array(test.short)
+			last := array(test.long)
+			if &former[0] == &last[0] {
+				t.Fatal("the array did not grow: this test sees nothing")
+			}
+			if !wiped(former) {
+				t.Errorf("%d bytes are left in the former array", len(bytes.Trim(former, "\x00")))
+			}
+			close(s.feed)
+			if _, err := io.Copy(io.Discard, res.Body); err != nil {
+				t.Fatal(err)
+			}
+			r.stop() // waits for the stream's goroutine
+			if !wiped(last) {
+				t.Error("something is left in the last array")
+			}
+		})
 	}
 }
