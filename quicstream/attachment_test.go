@@ -2,6 +2,7 @@ package quicstream
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -152,6 +153,43 @@ func TestBlocksThatAreReadStay(t *testing.T) {
 func backing(b []byte) []byte { return b[:cap(b)] }
 
 func wiped(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+// An answer that nobody fetched in time is overwritten, and so is what was asked.
+func TestExpiredAnswerIsWiped(t *testing.T) {
+	const text, prompt = "a private answer", `{"prompt":"a private question"}`
+	prompts := make(chan *requestBody, 1)
+	s := newStepper()
+	r := newRig(t, ServerConfig{
+		MaxIdle: 500 * time.Millisecond, ResumeWindow: 300 * time.Millisecond,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			prompts <- req.Body.(*requestBody)
+			s.ServeHTTP(w, req)
+		}),
+	})
+	tr, id := socket(t), NewRequestID().String()
+	res := r.do(r.dialFrom(tr, r.client), post(t, "/", prompt, HeaderRequest, id))
+	s.give(t, text)
+	expect(t, res.Body, text)
+	asked := backing((<-prompts).all)
+	a := r.answerOf(t, id)
+	a.mu.Lock()
+	kept := backing(a.kept.blocks[0].b)
+	a.mu.Unlock()
+	if !bytes.Contains(asked, []byte(prompt)) || !bytes.Contains(kept, []byte(text)) {
+		t.Fatalf("%q, %q: this test sees nothing", asked, kept)
+	}
+	_ = tr.Close() // nobody comes back
+	if err := s.ended(t); !errors.Is(err, ErrExpired) {
+		t.Fatalf("cause %v", err)
+	}
+	eventually(t, "the memory is given back", func() bool { return r.server.Counters().BufferedBytes == 0 })
+	if !wiped(kept) {
+		t.Errorf("%q is left of the answer", bytes.Trim(kept, "\x00"))
+	}
+	if !wiped(asked) {
+		t.Errorf("%q is left of what was asked", bytes.Trim(asked, "\x00"))
+	}
+}
 
 // What an attachment put together to send is overwritten where it takes a larger
 // array, and when it leaves.
