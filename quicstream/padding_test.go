@@ -216,11 +216,11 @@ func sizesOf(t *testing.T, noPadding bool, tokens []string) []float64 {
 
 // TestSizesSayNothing: who sees only the lengths of datagrams cannot tell those of
 // the tokens. Without padding they can. With up to 700 letters the events lie in
-// several steps of the padding, with 20 all in one. An acknowledgement that travels
+// several steps of the padding, with 60 all in one. An acknowledgement that travels
 // along makes some datagrams a little longer; 8,000 tokens are so many that this
 // shows by chance as a correlation of 0.011 at most in two of three runs.
 func TestSizesSayNothing(t *testing.T) {
-	for _, most := range []int{20, 700} {
+	for _, most := range []int{60, 700} {
 		t.Run(fmt.Sprintf("up to %d letters", most), func(t *testing.T) { sizesSayNothing(t, tokens(8000, most)) })
 	}
 }
@@ -268,7 +268,7 @@ func TestSizesOfWhatWaited(t *testing.T) {
 		return correlation(t, lengths, sizes)
 	}
 	const answers = 3000 // each twice: 0.05 is four times the standard error
-	padded, plain := measure(false, tokens(answers, 20)), measure(true, tokens(answers/3, 20))
+	padded, plain := measure(false, tokens(answers, 60)), measure(true, tokens(answers/3, 60))
 	t.Logf("correlation over %d answers of one piece, and resumed: %.3f padded, %.3f without", answers, padded, plain)
 	if math.Abs(padded) > 0.05 {
 		t.Errorf("padded: correlation %.3f", padded)
