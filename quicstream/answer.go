@@ -60,7 +60,7 @@ type answer struct {
 	stopped bool        // cancelled, expired or evicted: no more attachments
 	attempt uint32      // the latest that came, see HeaderAttempt
 	att     *attachment // who carries the answer now, nil when nobody
-	reading int         // attachments that read the kept bytes without the lock, at most two
+	reader  *attachment // who reads the kept bytes without the lock, nil when nobody
 	timer   *time.Timer // expiry while nobody is attached
 }
 
@@ -186,6 +186,9 @@ func (a *answer) growLocked(sent int64) bool {
 		if front == nil || front.end() > sent {
 			return false
 		}
+		if a.reader != nil && a.reader != a.att {
+			return false // one that was replaced may still read any block
+		}
 		if cap(front.b) >= want {
 			a.kept.recycle()
 			return true
@@ -299,7 +302,7 @@ func (a *answer) expire() {
 // forgetLocked wipes the kept bytes. The handler has returned. While an attachment
 // still reads them it is left to that one.
 func (a *answer) forgetLocked() {
-	if a.reading > 0 {
+	if a.reader != nil {
 		return
 	}
 	a.kept.wipe()

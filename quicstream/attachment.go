@@ -69,9 +69,11 @@ func (a *answer) attach(att *attachment) error {
 	a.att, a.attempt = att, att.try
 	if old != nil {
 		a.endLocked(old, errReplaced)
-		for old.busy {
-			a.cond.Wait()
-		}
+	}
+	// One that was replaced, or that lost its path, may still be in a write, and
+	// reads a block that would get another header here.
+	for att.err == nil && (a.reader != nil || old != nil && old.busy) {
+		a.cond.Wait()
 	}
 	err := a.carryLocked(att)
 	stop() // closing the stream below must not look like a reset
@@ -103,11 +105,11 @@ func (a *answer) carryLocked(att *attachment) error {
 		case att.sent < a.kept.end:
 			head, payload, n := a.kept.at(att.sent).frame(att.sent)
 			att.startLocked()
-			a.reading++
+			a.reader = att
 			a.mu.Unlock()
 			err := att.writeFrame(head, payload)
 			a.mu.Lock()
-			a.reading--
+			a.reader = nil
 			if a.stopped && a.ended {
 				a.forgetLocked()
 			}
@@ -248,10 +250,11 @@ func (t *attachment) write(p []byte) error {
 	if t.noBody || len(p) == 0 {
 		return nil
 	}
-	t.frame = appendDataHeader(t.frame[:0], len(p))
 	if len(p) > queueLimit {
-		return t.writeFrame(t.frame, p)
+		return t.writeFrame(appendDataHeader(nil, len(p)), p)
 	}
+	t.frame = scratch(t.frame, headroom+len(p)+padSticky)
+	t.frame = appendDataHeader(t.frame, len(p))
 	t.frame = append(t.frame, p...)
 	if n := t.pad.after(len(t.frame)); n > 0 {
 		t.frame = appendPadding(t.frame, n)
@@ -291,10 +294,21 @@ func (t *attachment) writeFrame(head, payload []byte) error {
 			return err
 		}
 	}
-	t.last = append(append(t.last[:0], head...), payload[first:]...)
+	t.last = scratch(t.last, len(head)+len(payload)-first+padSticky)
+	t.last = append(append(t.last, head...), payload[first:]...)
 	if n > 0 {
 		t.last = appendPadding(t.last, n)
 	}
 	_, err := t.qs.Write(t.last)
 	return err
+}
+
+// scratch returns b emptied, with room for n bytes. Where it must grow, what the
+// former array holds of an answer is overwritten.
+func scratch(b []byte, n int) []byte {
+	if cap(b) >= n {
+		return b[:0]
+	}
+	clear(b[:cap(b)])
+	return make([]byte, 0, max(n, 2*cap(b)))
 }

@@ -398,3 +398,54 @@ func TestBufferFull(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// All clients together have a bound of their own: one takes what another would
+// get, and gives it back.
+func TestBufferTotal(t *testing.T) {
+	const total = 96 << 10
+	began, done := make(chan struct{}, 1), make(chan struct{})
+	r := newRig(t, ServerConfig{BufferPerClient: 64 << 10, BufferTotal: total, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/long" {
+			began <- struct{}{}
+			<-done
+		}
+		_, _ = io.WriteString(w, "ok")
+	})})
+	one, other := r.dial(), r.dialFrom(socket(t), testKey(t))
+	big := strings.Repeat("x", 50<<10)
+	long := make(chan *http.Response, 1)
+	go func() {
+		res, err := one.RoundTrip(post(t, "/long", big))
+		if err != nil {
+			t.Error(err)
+		}
+		long <- res
+	}()
+	wait(t, "the first request", began)
+	if res := r.do(other, post(t, "/", big)); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get(HeaderError) != string(RefusedBusy) {
+		t.Errorf("a second one as long: %d %v", res.StatusCode, res.Header)
+	}
+	for range 20 { // more than fit: finished answers make room
+		if got := readAll(t, r.do(other, post(t, "/", "{}"))); got != "ok" {
+			t.Fatalf("a short one: %q", got)
+		}
+		if used := r.server.Counters().BufferedBytes; used > total {
+			t.Fatalf("%d bytes kept in all", used)
+		}
+	}
+	close(done)
+	if res := <-long; res != nil {
+		if got := readAll(t, res); got != "ok" {
+			t.Errorf("the first: %q", got)
+		}
+	}
+	for range 6 { // nearly all that one client may have
+		_ = readAll(t, r.do(one, post(t, "/", "{}")))
+	}
+	if got := readAll(t, r.do(other, post(t, "/", big))); got != "ok" {
+		t.Errorf("a long one for which another client's finished answers must go: %q", got)
+	}
+	if c := r.server.Counters(); c.Busy != 1 {
+		t.Errorf("%+v", c)
+	}
+}

@@ -45,12 +45,17 @@ func (s settings) laterFor(c cell) int {
 	return s.later
 }
 
+// laterIn is how many long answers a cell gets: none where nothing may change.
+func (s settings) laterIn(c cell) int {
+	if !expect(c).turnsDirect() {
+		return 0
+	}
+	return s.laterFor(c)
+}
+
 // askLater asks for answers that last, in cells in which that may change the path.
 func (s settings) askLater(ctx context.Context, l *lab, m *measurement) error {
-	if !expect(l.cell).turnsDirect() {
-		return nil
-	}
-	for i := range s.laterFor(l.cell) {
+	for i := range s.laterIn(l.cell) {
 		if i > 0 && i%runsAMinute == 0 {
 			l.miner.Ask()
 			l.miner.End()
@@ -75,15 +80,41 @@ func (s settings) askLong(ctx context.Context, l *lab, name string) (laterAsk, e
 	if err != nil {
 		return laterAsk{}, err
 	}
+	return longAnswer(r)
+}
+
+// longAnswer is what the report of a long answer says. It fails where no time after
+// the grant is given for a direct path.
+func longAnswer(r report) (laterAsk, error) {
 	a := laterAsk{First: r.PathFirst.Kind, Last: r.Path.Kind, Code: r.Path.Code}
-	if !isRelay(a.Last) {
-		a.DirectMS = r.Path.Since - r.MatchMS
+	if isRelay(a.Last) {
+		return a, nil
 	}
+	if r.MatchMS <= 0 || r.Path.Since <= r.MatchMS {
+		return a, fmt.Errorf("the report says no time for the direct path: granted at %v ms, in use since %v ms", r.MatchMS, r.Path.Since)
+	}
+	a.DirectMS = r.Path.Since - r.MatchMS
 	return a, nil
 }
 
 func (a laterAsk) inTime() bool {
-	return a.Failure == "" && !isRelay(a.Last) && a.DirectMS <= float64(directIn.Milliseconds())
+	return a.Failure == "" && !isRelay(a.Last) && a.DirectMS > 0 && a.DirectMS <= float64(directIn.Milliseconds())
+}
+
+// fault is what is wrong with an answer, however long the direct path took; empty:
+// nothing. Probing finds an address that nobody has named, a peer-reflexive
+// candidate (RFC 8445 §5.1.3.1), and only what it found has its reason.
+func (a laterAsk) fault() string {
+	const found, probed = "prflx", "ports-probed"
+	switch {
+	case a.Failure != "":
+		return a.Failure
+	case !isRelay(a.First):
+		return "the path is " + a.First + " at first, want relayed"
+	case (a.Last == found) != (a.Code == probed):
+		return fmt.Sprintf("reason %s of a path %s", a.Code, a.Last)
+	}
+	return ""
 }
 
 // directInTime is how many of the long answers were direct in time.
@@ -97,8 +128,8 @@ func (m *measurement) directInTime() int {
 	return n
 }
 
-// laterFaults are none when at least 95 % were direct in time; of a few one may
-// not have been.
+// laterFaults are none when at least 95 % were direct in time, of a few all but one,
+// and nothing else is wrong with any.
 func (m *measurement) laterFaults() []string {
 	n := len(m.Later)
 	if n == 0 {
@@ -113,8 +144,8 @@ func (m *measurement) laterFaults() []string {
 		bad = append(bad, fmt.Sprintf("%d of %d long answers direct within %v of the grant", ok, n, directIn))
 	}
 	for _, a := range m.Later {
-		if a.Failure != "" {
-			bad = append(bad, "a long answer: "+a.Failure)
+		if fault := a.fault(); fault != "" {
+			bad = append(bad, "a long answer: "+fault)
 			break
 		}
 	}

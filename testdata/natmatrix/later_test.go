@@ -9,13 +9,13 @@ func TestLaterFaults(t *testing.T) {
 	asks := func(inTime, late, relayed, failed int) []laterAsk {
 		var out []laterAsk
 		for range inTime {
-			out = append(out, laterAsk{First: "relay-udp", Last: "prflx", DirectMS: 900})
+			out = append(out, laterAsk{First: "relay-udp", Last: "prflx", Code: "ports-probed", DirectMS: 900})
 		}
 		for range late {
-			out = append(out, laterAsk{First: "relay-udp", Last: "prflx", DirectMS: 5001})
+			out = append(out, laterAsk{First: "relay-udp", Last: "prflx", Code: "ports-probed", DirectMS: 5001})
 		}
 		for range relayed {
-			out = append(out, laterAsk{First: "relay-udp", Last: "relay-udp"})
+			out = append(out, laterAsk{First: "relay-udp", Last: "relay-udp", Code: "client-nat-hard"})
 		}
 		for range failed {
 			out = append(out, laterAsk{Failure: "exit code 6"})
@@ -40,6 +40,40 @@ func TestLaterFaults(t *testing.T) {
 		if bad := m.laterFaults(); (len(bad) == 0) != c.holds {
 			t.Errorf("%d of %d in time: %v", m.directInTime(), len(c.asks), bad)
 		}
+	}
+}
+
+// What one long answer must show beside its time.
+func TestLongAnswer(t *testing.T) {
+	for _, c := range []struct {
+		first, last, code string
+		match, since      float64
+		ok, inTime        bool
+	}{
+		{"relay-udp", "prflx", "ports-probed", 200, 1100, true, true},
+		{"relay-udp", "prflx", "ports-probed", 200, 5201, true, false},
+		{"relay-udp", "srflx", "nat-traversed", 200, 1100, true, true},
+		{"relay-udp", "relay-udp", "client-nat-hard", 200, 100, true, false},
+		{"relay-udp", "prflx", "ports-probed", 200, 0, false, false},   // no since_ms
+		{"relay-udp", "prflx", "ports-probed", 0, 1100, false, false},  // no match_ms
+		{"relay-udp", "prflx", "ports-probed", 200, 200, false, false}, // before it could be
+		{"prflx", "prflx", "ports-probed", 200, 1100, false, true},
+		{"", "prflx", "ports-probed", 200, 1100, false, true},
+		{"relay-udp", "prflx", "nat-traversed", 200, 1100, false, true},
+		{"relay-udp", "prflx", "", 200, 1100, false, true},
+		{"relay-udp", "relay-udp", "ports-probed", 200, 100, false, false},
+	} {
+		a, err := longAnswer(report{MatchMS: c.match, PathFirst: &pathReport{Kind: c.first}, Path: &pathReport{Kind: c.last, Code: c.code, Since: c.since}})
+		if err != nil {
+			a.Failure = err.Error()
+		}
+		m := &measurement{Later: []laterAsk{a, {First: "relay-udp", Last: "prflx", Code: "ports-probed", DirectMS: 1}}}
+		if fault := a.fault(); (fault == "") != c.ok || a.inTime() != c.inTime || (len(m.laterFaults()) == 0) != c.ok {
+			t.Errorf("%+v: fault %q, in time: %v, of the cell %q", c, fault, a.inTime(), m.laterFaults())
+		}
+	}
+	if (laterAsk{First: "relay-udp", Last: "prflx", Code: "ports-probed", DirectMS: -200}).inTime() {
+		t.Error("a negative time is in time")
 	}
 }
 

@@ -51,6 +51,7 @@ type options struct {
 	mintai, natlab string
 	out, resume    string
 	logs           string
+	made           string // the flags that make the report another one
 }
 
 const (
@@ -96,8 +97,14 @@ func parseOptions(args []string) (options, error) {
 		return o, fmt.Errorf("%q is not a flag", f.Arg(0))
 	case o.n < 1 || o.parallel < 1:
 		return o, errors.New("-n and -parallel are 1 or more")
+	case o.later < 0:
+		return o, errors.New("-later is 0 or more")
 	case o.rtt < time.Millisecond:
 		return o, errors.New("-rtt is 1ms or more")
+	}
+	o.made = labkit.Flags(f, "cell", "limit", "mintai", "natlab", "o", "resume", "logs")
+	for _, c := range o.cells {
+		o.made += " -cell " + c.String()
 	}
 	return o, nil
 }
@@ -177,9 +184,16 @@ func run(ctx context.Context, args []string) int {
 	return 0
 }
 
+func (o options) settings() settings {
+	return settings{
+		n: o.n, later: o.later, alone: len(o.cells) > 0 || o.subset, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs, made: o.made,
+		quiet: new(sync.RWMutex),
+	}
+}
+
 // prepare builds the binaries that were not given.
 func (o options) prepare(ctx context.Context, work string) (settings, error) {
-	s := settings{n: o.n, later: o.later, alone: len(o.cells) > 0 || o.subset, rtt: o.rtt, settle: o.settle, limit: o.limit, logs: o.logs, quiet: new(sync.RWMutex)}
+	s := o.settings()
 	var err error
 	if s.self, err = os.Executable(); err != nil {
 		return s, err

@@ -57,6 +57,7 @@ type settings struct {
 	settle time.Duration
 	limit  time.Duration // for a cell
 	logs   string        // folder in which cells leave theirs; empty: none does
+	made   string        // flags, for the report
 	quiet  *sync.RWMutex // held shared by each cell, and alone where one is measured again
 }
 

@@ -10,8 +10,8 @@ import (
 )
 
 // readResults returns what an interrupted run left in file, by cell: what holds,
-// and was measured with the same binary, the same number of clients and the same
-// round trip. All else is measured again.
+// and was measured with the same binary, the same numbers of clients and of long
+// answers, and the same round trip. All else is measured again.
 func readResults(file string, s settings) (map[string]*measurement, error) {
 	known := map[string]*measurement{}
 	if file == "" {
@@ -33,7 +33,7 @@ func readResults(file string, s settings) (map[string]*measurement, error) {
 			return nil, fmt.Errorf("%s:%d: %w", file, n, err)
 		}
 		delete(known, m.Cell.String()) // the last word counts
-		if len(m.Faults) == 0 && m.Binary == s.binary && m.N == s.n && m.rtt() == s.rtt {
+		if len(m.Faults) == 0 && m.Binary == s.binary && m.N == s.n && m.rtt() == s.rtt && len(m.Later) == s.laterIn(m.Cell) {
 			known[m.Cell.String()] = m
 		}
 	}

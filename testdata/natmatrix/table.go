@@ -27,8 +27,11 @@ func oneLine(m *measurement) string {
 // document is docs/nat-matrix.md.
 func document(results []*measurement, s settings) string {
 	var b strings.Builder
-	n, rtt := s.flags()
-	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, n+rtt, rtt, rtt, rtt, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
+	rtt := ""
+	if s.rtt != defaultRTT {
+		rtt = fmt.Sprintf(" -rtt %v", s.rtt)
+	}
+	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, s.made, rtt, rtt, rtt, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
 	totals(&b, results)
 	pairs, shared := map[[2]string]*measurement{}, []*measurement(nil)
 	for _, m := range results {
@@ -57,22 +60,11 @@ func document(results []*measurement, s settings) string {
 	return b.String()
 }
 
-// flags are those that differ from what the program takes by itself.
-func (s settings) flags() (n, rtt string) {
-	if s.n != defaultAsks {
-		n = fmt.Sprintf(" -n %d", s.n)
-	}
-	if s.rtt != defaultRTT {
-		rtt = fmt.Sprintf(" -rtt %v", s.rtt)
-	}
-	return n, rtt
-}
-
 const header = `# Every network with every network
 
 Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each cell a NAT laboratory of its own (` + "`testdata/natlab`" + `: real network namespaces, kinds of NAT and firewall that its own ` + "`check`" + ` verifies), a coordinator on a public machine, a miner behind one network, and fresh clients with an empty HOME behind the other, one after the other. The model needs no time to think. R, the round trip between any two of the three sites, is %d ms; %d clients a cell.
 
-    go run ./testdata/natmatrix%s -o docs/nat-matrix.md             # the whole of it; root on Linux, iproute2, nftables, miniupnpd
+    go run ./testdata/natmatrix%s -o docs/nat-matrix.md             # this report; root on Linux, iproute2, nftables, miniupnpd
     go run ./testdata/natmatrix%s -subset -n 3                      # a representative part
     go run ./testdata/natmatrix%s -cell a=sym,b=eim-apdf -n 20      # one cell: a is the client's side, b the miner's
     go run ./testdata/natmatrix%s -cell a=sym,b=eim-apdf -later 60  # with 60 answers that last

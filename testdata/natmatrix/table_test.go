@@ -63,6 +63,31 @@ func TestDocument(t *testing.T) {
 	}
 }
 
+// The document says with which flags it was made.
+func TestDocumentSaysItsFlags(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "natmatrix -o docs"},
+		{[]string{"-n", "20", "-later", "3", "-rtt", "50ms", "-logs", "x", "-resume", "y", "-o", "z"}, "natmatrix -o docs"},
+		{[]string{"-later", "5", "-rtt", "100ms", "-n", "8"}, "natmatrix -later 5 -n 8 -rtt 100ms -o docs"},
+		{[]string{"-settle", "1s", "-subset"}, "natmatrix -settle 1s -subset -o docs"},
+		{[]string{"-cell", "a=nf,b=nf", "-cell", "a=sym,b=eim-apdf,same-subnet", "-later", "0"}, "natmatrix -later 0 -cell a=nf,b=nf -cell a=sym,b=eim-apdf,same-subnet -o docs"},
+	} {
+		o, err := parseOptions(c.args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := document(nil, o.settings()); !strings.Contains(text, "go run ./testdata/"+c.want) {
+			t.Errorf("%v: no %q in %.1500s", c.args, c.want, text)
+		}
+	}
+	if _, err := parseOptions([]string{"-later", "-1"}); err == nil {
+		t.Error("-1 long answers are taken")
+	}
+}
+
 // TestResume: what holds is not measured again, everything else is.
 func TestResume(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "results.json")
@@ -93,6 +118,18 @@ func TestResume(t *testing.T) {
 	} {
 		if (known[text] != nil) != want {
 			t.Errorf("%s is known: %v", text, known[text] != nil)
+		}
+	}
+	probed := mustCells("a=sym,b=eim-apdf,same-subnet")[0]
+	one := &measurement{Cell: probed, Binary: "b1", N: 2, RTT: 50, Later: make([]laterAsk, 3)}
+	if err := appendResult(file, one); err != nil {
+		t.Fatal(err)
+	}
+	for later, want := range map[int]bool{3: true, 0: false, 5: false} {
+		s.later = later
+		known, err := readResults(file, s)
+		if err != nil || (known[probed.String()] != nil) != want || known["a=nf,b=nf"] == nil {
+			t.Errorf("with %d long answers: %v, %v", later, known, err)
 		}
 	}
 	s.n = 20

@@ -56,6 +56,16 @@ func word(kind string) string {
 	return "direct"
 }
 
+// exitLost is the exit code for an answer that ends before its end.
+const exitLost = 6
+
+// lostLine is what a client says of a miner that is gone: neither that the AI server
+// failed, nor that there was no path.
+var lostLine = regexp.MustCompile(`(?m)^mintai: box was lost in the middle of the answer`)
+
+// saysLost reports whether a client ended as one whose miner was lost.
+func saysLost(code int, said string) bool { return code == exitLost && lostLine.MatchString(said) }
+
 // judge compares what came with what must.
 func (t *trial) judge(e event, want []byte, ended time.Time) {
 	fault := func(format string, args ...any) { t.faults = append(t.faults, fmt.Sprintf(format, args...)) }
@@ -79,8 +89,8 @@ func (t *trial) judge(e event, want []byte, ended time.Time) {
 	if e.lost {
 		t.pause = ended.Sub(t.happened)
 		switch {
-		case code == 0 || !strings.Contains(said, "mintai: "):
-			fault("exit code %d without an error", code)
+		case !saysLost(code, said):
+			fault("exit code %d, and not that the miner was lost: %s", code, labkit.LastLine(said))
 		case !bytes.HasPrefix(want, got.text) || len(got.text) == 0 || len(got.text) == len(want):
 			fault("what came is not a beginning of the answer: %s", differ(got.text, want))
 		case t.pause > e.limit:

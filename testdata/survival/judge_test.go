@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,83 @@ func TestDocument(t *testing.T) {
 	for _, want := range []string{"| 2/3 | 1.000 s | 2.000 s | 3.000 s | 3.0 s | srflx → srflx, srflx → relay-udp |", "3 trials: 2 hold, **1 fail**", "trial 2 fails**: too long"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+}
+
+// The document says with which flags it was made.
+func TestDocumentSaysItsFlags(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "survival -o docs"},
+		{[]string{"-n", "5", "-answer", "30s", "-rtt", "50ms", "-logs", "x", "-o", "z"}, "survival -o docs"},
+		{[]string{"-n", "4", "-answer", "12s", "-rtt", "100ms", "-parallel", "2"}, "survival -answer 12s -n 4 -parallel 2 -rtt 100ms -o docs"},
+		{[]string{"-event", "sleep", "-event", "upgrade"}, "survival -event sleep -event upgrade -o docs"},
+	} {
+		o, err := parseOptions(c.args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := document(nil, o); !strings.Contains(text, "go run ./testdata/"+c.want) {
+			t.Errorf("%v: no %q in %.1500s", c.args, c.want, text)
+		}
+	}
+}
+
+func TestSaysLost(t *testing.T) {
+	const lost = "mintai: box was lost in the middle of the answer; what is shown is incomplete; ask again\n"
+	for _, c := range []struct {
+		code int
+		said string
+		want bool
+	}{
+		{6, lost, true},
+		{6, `{"level":"debug"}` + "\n" + lost, true},
+		{0, lost, false},
+		{1, lost, false},
+		{5, "mintai: box vanished before it answered; ask again\n", false},
+		{6, "mintai: the AI server on box broke off in the middle of the answer; what is shown is incomplete\n", false},
+		{6, `{"message":"mintai: box was lost in the middle of the answer"}` + "\n", false},
+		{6, "", false},
+	} {
+		if got := saysLost(c.code, c.said); got != c.want {
+			t.Errorf("%d %q: %v", c.code, c.said, got)
+		}
+	}
+}
+
+// A killed miner is told by the error, which comes in time and after a part of the
+// answer.
+func TestJudgeLost(t *testing.T) {
+	const lost = "mintai: box was lost in the middle of the answer; ask again\n"
+	e := events[len(events)-1]
+	if !e.lost {
+		t.Fatalf("event %s", e.name)
+	}
+	for _, c := range []struct {
+		exit  string
+		said  string
+		got   string
+		after time.Duration
+		holds bool
+	}{
+		{"6", lost, "the ans", 2 * time.Second, true},
+		{"6", lost, "the ans", 4 * time.Second, false},
+		{"6", lost, "the answer", 2 * time.Second, false},
+		{"6", lost, "", 2 * time.Second, false},
+		{"1", lost, "the ans", 2 * time.Second, false},
+		{"0", lost, "the ans", 2 * time.Second, false},
+		{"6", "mintai: no path to box\n", "the ans", 2 * time.Second, false},
+	} {
+		start := time.Unix(1000, 0)
+		tr := &trial{happened: start, client: &asked{err: exec.Command("sh", "-c", "exit "+c.exit).Run()}}
+		tr.client.problem.WriteString(c.said)
+		tr.client.got.text = []byte(c.got)
+		tr.judge(e, []byte("the answer"), start.Add(c.after))
+		if (len(tr.faults) == 0) != c.holds {
+			t.Errorf("%+v: %q", c, tr.faults)
 		}
 	}
 }

@@ -49,6 +49,7 @@ type options struct {
 	rtt            time.Duration
 	mintai, natlab string
 	out, logs      string
+	made           string // the flags that make the report another one
 }
 
 // nameList is the repeatable flag -event.
@@ -72,8 +73,6 @@ func eventNames() []string {
 	return names
 }
 
-const defaultTrials = 5
-
 // leastAnswer is how long an answer must be for every event to happen in it.
 const leastAnswer = 12 * time.Second
 
@@ -81,7 +80,7 @@ func parseOptions(args []string) (options, error) {
 	var o options
 	f := flag.NewFlagSet("survival", flag.ContinueOnError)
 	f.Var(&o.events, "event", "measure this event only (repeatable): "+strings.Join(eventNames(), " "))
-	f.IntVar(&o.n, "n", defaultTrials, "trials an event")
+	f.IntVar(&o.n, "n", 5, "trials an event")
 	f.IntVar(&o.parallel, "parallel", 1, "laboratories at a time; trials of the upgrade, whose limit is short, are made alone")
 	f.DurationVar(&o.answer, "answer", 30*time.Second, "length of the answer")
 	f.DurationVar(&o.rtt, "rtt", 50*time.Millisecond, "round trip between any two sites (R)")
@@ -101,6 +100,10 @@ func parseOptions(args []string) (options, error) {
 		return o, fmt.Errorf("-answer is %v or more", leastAnswer)
 	case o.rtt < time.Millisecond:
 		return o, errors.New("-rtt is 1ms or more")
+	}
+	o.made = labkit.Flags(f, "event", "mintai", "natlab", "o", "logs")
+	for _, name := range o.events {
+		o.made += " -event " + name
 	}
 	return o, nil
 }

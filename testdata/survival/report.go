@@ -62,11 +62,7 @@ func document(results []*result, o options) string {
 	p("")
 	p("Measured by `testdata/survival`, which also wrote this file: for each trial a NAT laboratory of its own (`testdata/natlab`), a coordinator at a public host, a miner with an AI server behind one NAT and `mintai -mode client ask` behind another, both port-restricted, with R = %v between any two of the three sites. The answer has %d tokens, one each %v: %v. The event happens %v after the first token. A trial holds when the client ends with code 0, its answer is byte for byte that of the AI server, the longest pause between two pieces of it is within the limit, and the path is at the end what it must be.", o.rtt, int(o.answer/cadence), cadence, o.answer, eventAt)
 	p("")
-	n := ""
-	if o.n != defaultTrials {
-		n = fmt.Sprintf(" -n %d", o.n)
-	}
-	p("    go run ./testdata/survival%s -o docs/survival.md            # all of it; root on Linux, iproute2, nftables, conntrack, coturn", n)
+	p("    go run ./testdata/survival%s -o docs/survival.md            # this report; root on Linux, iproute2, nftables, conntrack, coturn", o.made)
 	p("    go run ./testdata/survival -n 1 -answer 12s               # each event once, as CI does")
 	p("    go run ./testdata/survival -event roam-client -n %d        # one event", o.n)
 	p("")
