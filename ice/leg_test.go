@@ -17,12 +17,14 @@ import (
 	"mintai/identity"
 )
 
-// recorder is a server socket that remembers the types of what clients sent.
+// recorder is a server socket that remembers the types of what clients sent, but
+// not of what they sent again because the answer was late.
 type recorder struct {
 	*net.UDPConn
 
 	mu    sync.Mutex
 	types []string
+	seen  map[[stunv4.TransactionIDSize]byte]bool
 }
 
 func newRecorder(t testing.TB) *recorder {
@@ -31,7 +33,7 @@ func newRecorder(t testing.TB) *recorder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &recorder{UDPConn: conn}
+	return &recorder{UDPConn: conn, seen: map[[stunv4.TransactionIDSize]byte]bool{}}
 }
 
 func (r *recorder) ReadFrom(b []byte) (int, net.Addr, error) {
@@ -42,8 +44,12 @@ func (r *recorder) ReadFrom(b []byte) (int, net.Addr, error) {
 		if typ == stunv4.BindingSuccess { // to the server's question, whenever that comes
 			return n, from, err
 		}
+		id := [stunv4.TransactionIDSize]byte(b[8:])
 		r.mu.Lock()
-		r.types = append(r.types, typ.String())
+		if !r.seen[id] {
+			r.seen[id] = true
+			r.types = append(r.types, typ.String())
+		}
 		r.mu.Unlock()
 	}
 	return n, from, err

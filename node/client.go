@@ -225,7 +225,7 @@ func (c *client) warmSession(n needs, exclude []identity.NodeID) (*session, *lin
 	var bestLink *link
 	for _, s := range c.warm[keyOf(n)] {
 		l := c.links[s.miner]
-		if l == nil || s.expired(now) || contains(exclude, s.miner) {
+		if l == nil || closedOnPurpose(l.Err()) || s.expired(now) || contains(exclude, s.miner) {
 			continue
 		}
 		if connected && l.InFlight() >= max(1, s.slots) {

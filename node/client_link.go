@@ -36,7 +36,7 @@ func (c *client) abandon(s *session) {
 func (c *client) linkTo(s *session) *pendingLink {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if l := c.links[s.miner]; l != nil {
+	if l := c.links[s.miner]; l != nil && !closedOnPurpose(l.Err()) {
 		p := &pendingLink{done: make(chan struct{}), link: l}
 		close(p.done)
 		return p

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"sync"
@@ -125,8 +127,11 @@ func newKey(t testing.TB) *identity.Key {
 // startCoordinator starts it, again on the same port if it ran before.
 func (l *lab) startCoordinator() {
 	l.t.Helper()
-	if l.addr != "" {
+	switch {
+	case l.addr != "":
 		l.config.Listen = l.addr
+	case l.config.Listen == "127.0.0.1:0":
+		l.config.Listen = keptAddr()
 	}
 	co, err := newCoordinator(l.config)
 	if err != nil {
@@ -134,6 +139,18 @@ func (l *lab) startCoordinator() {
 	}
 	l.co, l.addr = co, co.Addr().String()
 	l.part = start(l.t, "the coordinator", co.Run)
+}
+
+// keptAddr is a free address whose port is below those that the system gives out:
+// nobody takes it between a stop and the next start.
+func keptAddr() string {
+	for {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
+		if conn, err := net.ListenPacket("udp4", addr); err == nil {
+			_ = conn.Close()
+			return addr
+		}
+	}
 }
 
 // killCoordinator takes its socket away, as kill -9 would: it says nothing to

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -58,33 +59,50 @@ func TestNetcheck(t *testing.T) {
 	l := newLab(t, withTLS, withProbes)
 	member := l.member()
 	member.tls = l.co.tls.Addr().Port()
-	got := netcheckOf(t, l, member, true)
-	r := netReportOf(t, got)
-	if got.exit != ExitOK || got.err != "" || r.Error != nil || r.ElapsedMS > 5000 {
-		t.Errorf("%+v", got)
+	wrong, late := netcheckFaults(t, l, member)
+	for again := 0; len(wrong) > 0 && late && again < 2; again++ {
+		t.Logf("measured again: %q", wrong)
+		wrong, late = netcheckFaults(t, l, member)
 	}
-	if r.Verdict != verdictLocal || !yes(r.UDP) || !r.IPv4.Works || !no(r.IPv4.NAT) || r.IPv4.Mapping != behaviorEI {
-		t.Errorf("verdict %s, IPv4 %+v", r.Verdict, r.IPv4)
-	}
-	if len(r.Coordinators) != 1 || r.Coordinators[0].Over != "udp" || r.Coordinators[0].RTT <= 0 || r.Coordinators[0].Remote != l.addr {
-		t.Errorf("coordinators %+v", r.Coordinators)
-	}
-	if len(r.TLS) != 1 || !r.TLS[0].Works || !yes(r.Relay.TLS) || !yes(r.Relay.UDP) || !no(r.Captive) || r.Proxy != nil {
-		t.Errorf("%+v, relay %+v, captive %v", r.TLS, r.Relay, r.Captive)
-	}
-	if r.MTU == nil || !r.MTU.AtLeast || r.MTU.Path != 1500 {
-		t.Errorf("MTU %+v: %v", r.MTU, r.NotMeasured)
-	}
-	if r.Hairpin != nil || r.NotMeasured["hairpin"] == "" || r.IPv6.Works || r.NotMeasured["ipv6"] == "" {
-		t.Errorf("hairpin %v, IPv6 %+v: %v", r.Hairpin, r.IPv6, r.NotMeasured)
-	}
-	if !r.PortMapping.NATPMP || r.PortMapping.UPnP || r.PortMapping.Detail["upnp"] != "no answer" || r.PortMapping.Usable != nil {
-		t.Errorf("port mapping %+v", r.PortMapping)
+	for _, w := range wrong {
+		t.Error(w)
 	}
 	text := netcheckOf(t, l, member, false)
 	if text.exit != ExitOK || !strings.Contains(text.out, "UDP              yes\n") || !strings.Contains(text.out, "\nadvice           nothing to do") {
 		t.Errorf("%+v", text)
 	}
+}
+
+// netcheckFaults runs a whole check and says what is wrong with its report, and
+// whether something came too late, as on a busy machine.
+func netcheckFaults(t *testing.T, l *lab, member membership) (wrong []string, late bool) {
+	t.Helper()
+	fault := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	got := netcheckOf(t, l, member, true)
+	r := netReportOf(t, got)
+	if got.exit != ExitOK || got.err != "" || r.Error != nil || r.ElapsedMS > 5000 {
+		fault("%+v", got)
+	}
+	if r.Verdict != verdictLocal || !yes(r.UDP) || !r.IPv4.Works || !no(r.IPv4.NAT) || r.IPv4.Mapping != behaviorEI {
+		fault("verdict %s, IPv4 %+v", r.Verdict, r.IPv4)
+	}
+	if len(r.Coordinators) != 1 || r.Coordinators[0].Over != "udp" || r.Coordinators[0].RTT <= 0 || r.Coordinators[0].Remote != l.addr {
+		fault("coordinators %+v", r.Coordinators)
+	}
+	if len(r.TLS) != 1 || !r.TLS[0].Works || !yes(r.Relay.TLS) || !yes(r.Relay.UDP) || !no(r.Captive) || r.Proxy != nil {
+		fault("%+v, relay %+v, captive %v", r.TLS, r.Relay, r.Captive)
+	}
+	if r.MTU == nil || !r.MTU.AtLeast || r.MTU.Path != 1500 {
+		fault("MTU %+v: %v", r.MTU, r.NotMeasured)
+	}
+	if r.Hairpin != nil || r.NotMeasured["hairpin"] == "" || r.IPv6.Works || r.NotMeasured["ipv6"] == "" {
+		fault("hairpin %v, IPv6 %+v: %v", r.Hairpin, r.IPv6, r.NotMeasured)
+	}
+	if !r.PortMapping.NATPMP || r.PortMapping.UPnP || r.PortMapping.Detail["upnp"] != "no answer" || r.PortMapping.Usable != nil {
+		fault("port mapping %+v", r.PortMapping)
+	}
+	over := len(r.Coordinators) == 1 && r.Coordinators[0].Over == "tls" // which begins when UDP is late
+	return wrong, over || r.ElapsedMS > 5000 || len(r.NotMeasured) > len([]string{"hairpin", "ipv6", "double_nat"})
 }
 
 func TestNetcheckWithoutUDP(t *testing.T) {

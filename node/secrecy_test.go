@@ -122,7 +122,12 @@ func TestCoordinatorSeesNothing(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			tap := &wiretap{}
-			l := newLab(t, func(c *coordinatorConfig) { c.hooks = tap.hooks() })
+			l := newLab(t, func(coordinator *coordinatorConfig) {
+				coordinator.hooks = tap.hooks()
+				if !c.relayed { // the relay waits for a path that is there, however late
+					coordinator.Deadlines.HeadStart = time.Minute
+				}
+			})
 			answer := strings.Repeat(answerCanary+" ", 4000)
 			ai := newAI(t, "m", says(answer))
 			var cl *labClient

@@ -97,12 +97,24 @@ func (s *stages) has(stage string) bool {
 func TestQueue(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	ai := newAI(t, "m", func(c *aiCall) { waitGate(c); c.end() })
+	one := make(chan struct{}) // closed: the answer to "one" ends
+	ai := newAI(t, "m", func(c *aiCall) {
+		if c.prompt != "one" {
+			waitGate(c)
+		} else {
+			c.piece("first")
+			select {
+			case <-one:
+			case <-c.r.Context().Done():
+			}
+		}
+		c.end()
+	})
 	ai.slots = 2
 	m := l.miner("gpu-box", ai)
 	var running []*process
-	for range ai.slots {
-		p := l.client().ask(t, askOptions{prompt: []string{"?"}})
+	for _, prompt := range []string{"one", "?"} {
+		p := l.client().ask(t, askOptions{prompt: []string{prompt}})
 		p.out.waitFor("first")
 		running = append(running, p)
 	}
@@ -120,6 +132,8 @@ func TestQueue(t *testing.T) {
 	if !waiting[0].has("matching…") || !waiting[0].has("waiting for the first token…") {
 		t.Errorf("stages %q", waiting[0].seen)
 	}
+	close(one) // the first in the queue begins, and the second is the next
+	waitUntil(t, "the second to move up", func() bool { return waiting[1].has("queued 1…") })
 	ai.gate()
 	for _, p := range running {
 		if got := p.wait(); got.exit != ExitOK || got.out != "first" || got.err != "" {
@@ -128,9 +142,6 @@ func TestQueue(t *testing.T) {
 	}
 	if ai.most != ai.slots {
 		t.Errorf("%d at once at the AI server, which has %d slots", ai.most, ai.slots)
-	}
-	if !waiting[1].has("queued 1…") {
-		t.Errorf("the second in the queue saw %q", waiting[1].seen)
 	}
 }
 

@@ -124,9 +124,12 @@ func TestNATPMPNobody(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := make(chan time.Time, 8)
 	server := fakeNATPMP(t, func([]byte) []byte { asked <- time.Now(); cancel(); return nil })
-	_, err = server.add(ctx, udpAsk(1, 1))
-	if took := time.Since(<-asked); !errors.Is(err, context.Canceled) || took > natpmpTimes[0]/2 {
+	_, err = server.mapPort(ctx, udpAsk(1, 1), 1, 60, []time.Duration{time.Minute})
+	if took := time.Since(<-asked); !errors.Is(err, context.Canceled) || took > testWait {
 		t.Errorf("given up: %v after %v", err, took)
+	}
+	if _, err := server.add(ctx, udpAsk(1, 1)); !errors.Is(err, context.Canceled) {
+		t.Errorf("not begun: %v", err)
 	}
 	if _, err := server.external(ctx); err == nil || strings.Contains(err.Error(), "refused") {
 		t.Errorf("given up before: %v", err)
@@ -150,15 +153,19 @@ func TestRemovingWaitsForNobody(t *testing.T) {
 	}
 }
 
-// Run ends while a gateway that never answers is asked by all protocols.
+// Run ends while a gateway that never answers is asked by all protocols. It waits
+// neither for an answer nor for the end of the search.
 func TestRunEndsAtOnceWithASilentGateway(t *testing.T) {
+	long := []time.Duration{time.Minute}
+	defer func(natpmp, pcp []time.Duration) { natpmpTimes, pcpTimes = natpmp, pcp }(natpmpTimes, pcpTimes)
+	natpmpTimes, pcpTimes = long, long
 	asked := make(chan struct{}, 64)
 	server := fakeNATPMP(t, func([]byte) []byte { asked <- struct{}{}; return nil })
 	m := New(Config{Ports: []Port{{Number: 5000}}, net: network{
 		route: func(netip.Addr) (link, error) { return loopback, nil },
 		finders: map[Protocol]finder{
 			PCP: pcpServer(server).find, NATPMP: server.find,
-			UPnP: ssdpSearch{to: []netip.AddrPort{netip.AddrPortFrom(loopback.gateway, server.port)}}.find,
+			UPnP: ssdpSearch{to: []netip.AddrPort{netip.AddrPortFrom(loopback.gateway, server.port)}, times: long}.find,
 		},
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -173,7 +180,7 @@ func TestRunEndsAtOnceWithASilentGateway(t *testing.T) {
 	}
 	began := time.Now()
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) || time.Since(began) > 100*time.Millisecond {
+	if err := <-done; !errors.Is(err, context.Canceled) || time.Since(began) > lookFor/2 {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}
 }

@@ -128,11 +128,12 @@ func TestSlowUDPWins(t *testing.T) {
 // TestReconnectOverTLSWithoutAHeadStart: a node that was there over TLS expects
 // nothing of UDP.
 func TestReconnectOverTLSWithoutAHeadStart(t *testing.T) {
+	const headStart = 2 * time.Second
 	b := newBench(t, grants)
 	b.udp.lose(true)
 	n, rec, _ := runNode(t, b.coordinator, client, b.node(func(cfg *NodeConfig) {
-		cfg.Deadlines.Fallback = 2 * time.Second
-		cfg.Deadlines.Dial = 400 * time.Millisecond // of UDP, which then fails before
+		cfg.Deadlines.Fallback = headStart
+		cfg.Deadlines.Dial = 5 * time.Second // UDP does not fail before that is over
 	}))
 	rec.next(t, "connected")
 	peer := b.rec.next(t, "joined").peer
@@ -143,7 +144,7 @@ func TestReconnectOverTLSWithoutAHeadStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.next(t, "connected")
-	if d := time.Since(start); d > time.Second {
+	if d := time.Since(start); d >= headStart {
 		t.Errorf("connected again after %v", d)
 	}
 	if s := n.Status(); !s.OverTLS {

@@ -2,6 +2,7 @@ package signal
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"testing"
@@ -15,9 +16,21 @@ import (
 
 func portOf(c *coordinator) int { return c.tr.Conn.LocalAddr().(*net.UDPAddr).Port }
 
+// keptPort is a free port below those that the system gives out: nobody takes it
+// between a stop and the next start.
+func keptPort() int {
+	for {
+		port := 10000 + rand.IntN(20000)
+		if conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}); err == nil {
+			_ = conn.Close()
+			return port
+		}
+	}
+}
+
 func TestReconnectAfterAnOrderlyRestart(t *testing.T) {
 	key := newKey(t)
-	c := startCoordinator(t, key, 0, grants)
+	c := startCoordinator(t, key, keptPort(), grants)
 	n, rec, _ := runNode(t, c, miner, nil)
 	rec.next(t, "connected")
 	port := portOf(c)
@@ -50,7 +63,7 @@ func (c *coordinator) kill() {
 // packet, which the new process answers with a stateless reset.
 func TestMatchSurvivesAKilledCoordinator(t *testing.T) {
 	key := newKey(t)
-	c := startCoordinator(t, key, 0, grants)
+	c := startCoordinator(t, key, keptPort(), grants)
 	n, rec, _ := runNode(t, c, client, nil)
 	rec.next(t, "connected")
 	port := portOf(c)
@@ -70,7 +83,7 @@ func TestMatchSurvivesAKilledCoordinator(t *testing.T) {
 // was replaced. Silence is enough.
 func TestMatchOnADeadConnection(t *testing.T) {
 	key := newKey(t)
-	c := startCoordinator(t, key, 0, grants)
+	c := startCoordinator(t, key, keptPort(), grants)
 	n, rec, _ := runNode(t, c, client, func(cfg *NodeConfig) { cfg.Deadlines.Stale = 200 * time.Millisecond })
 	rec.next(t, "connected")
 	port := portOf(c)

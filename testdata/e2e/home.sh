@@ -78,7 +78,7 @@ visit() { # KIND of the miner's NAT, the coordinator's ARGS...
   # shellcheck disable=SC2034 # of lib.sh
   PREFIX=("$NATLAB" exec a --)
   must "$kind: a coordinator starts at home" start_coordinator "$WORK/server" "${@:2}"
-  must "$kind: the router forwards its ports" await 5 printed Internet
+  must "$kind: the router forwards its ports" await 20 printed Internet
   LINK=$(printed Internet)
   check "$kind: the link leads to the router" eval '[[ $LINK = mintai://30.0.0.1:4433/* ]]'
   check "$kind: it knows no more than that" has coordinator.out "reachable: unknown: the router forwards"
@@ -138,7 +138,7 @@ visit() { # KIND of the miner's NAT, the coordinator's ARGS...
   stop "$miner"
   stop "$COORDINATOR"
   check "$kind: the coordinator ends well" code 0
-  check "$kind: the router has none left" await 2 none_left
+  check "$kind: the router has none left" await 10 none_left
   ip netns del "$NEIGHBOUR"
   "$NATLAB" down
 }

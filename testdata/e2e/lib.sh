@@ -209,8 +209,16 @@ lacks() { ! grep -qF -- "$2" "$WORK/$1"; }
 # json NAME FILTER: NAME.out is one JSON value, and the jq filter holds for it.
 json() { jq -es "length == 1 and (.[0] | ($2))" "$WORK/$1.out"; }
 
+# whole FILES...: their lines, without one that is still being written.
+whole() {
+  local file line
+  for file in "$@"; do
+    while IFS= read -r line; do printf '%s\n' "$line"; done <"$WORK/$file"
+  done
+}
+
 # link FILES...: the first join link that a coordinator printed.
-link() { (cd "$WORK" && cat "$@" | grep -oE 'mintai://[]a-z0-9:/.?=&[-]+' | head -n 1); }
+link() { (whole "$@" | grep -oE 'mintai://[]a-z0-9:/.?=&[-]+' | head -n 1); }
 
 # start_coordinator HOME [ARGS...]: COORDINATOR is its id, LINK its join link.
 # shellcheck disable=SC2034 # for the scripts
@@ -231,6 +239,9 @@ start_miner() {
   MINER=$PID
 }
 
+# public_link: the first for 20.0.0.1, as a coordinator at pub printed it.
+public_link() { whole coordinator.out | grep -oE 'mintai://20[.]0[.]0[.]1:[]a-z0-9:/.?=&[-]+' | head -n 1; }
+
 # lab A B RTT: a laboratory with a coordinator at pub, the miner of miner.toml at b,
 # and the client's PREFIX at a; LINK is for all of them. Ends the script on failure.
 lab() {
@@ -241,7 +252,8 @@ lab() {
   must "$1/$2: the laboratory is up" "$NATLAB" up --a "$1" --b "$2" --rtt "$3" --bind-pid $$
   PREFIX=("$NATLAB" exec pub --)
   must "$1/$2: a coordinator starts" start_coordinator "$WORK/server" -config "$WORK/coordinator.toml"
-  LINK=$(cd "$WORK" && grep -oE 'mintai://20[.]0[.]0[.]1:[]a-z0-9:/.?=&[-]+' coordinator.out | head -n 1) # as printed
+  must "$1/$2: it prints a link for everybody" await 15 public_link
+  LINK=$(public_link)
   awk -v join="$LINK" '{print} $1 == "[miner]" {printf "join = \"%s\"\n", join}' "$WORK/miner.toml" >"$WORK/box.toml"
   chmod 600 "$WORK/box.toml" # it holds a join secret
   PREFIX=("$NATLAB" exec b --)

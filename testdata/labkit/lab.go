@@ -230,6 +230,16 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // PID is that of the program: the laboratory's own gives way to it.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
+// printedLink is the first Internet link of a coordinator at pub, what a user would
+// copy, with the space after it: what came so far may end within the link.
+var printedLink = regexp.MustCompile(`mintai://20\.0\.0\.1[:/][^\s"]+\s`)
+
+// AwaitLink returns the link that a coordinator at pub prints.
+func (p *Process) AwaitLink(ctx context.Context) (string, error) {
+	link, err := p.Await(ctx, printedLink)
+	return strings.TrimSpace(link), err
+}
+
 // Build builds the programs that are not given, in the folder work.
 func Build(ctx context.Context, work, mintai, natlab string) (Programs, error) {
 	var p Programs

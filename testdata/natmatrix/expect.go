@@ -145,12 +145,17 @@ func expectOneCarrier(c cell, a, b kind) expectation {
 // faults compares what was measured with what must be; none means the cell
 // holds.
 func (e expectation) faults(m *measurement) []string {
+	return append(e.roundFaults(m), m.Disagree...)
+}
+
+// roundFaults are those of the last round.
+func (e expectation) roundFaults(m *measurement) []string {
 	var bad []string
 	switch {
 	case m.Asked == 0:
 		bad = append(bad, "no client was asked")
-	case m.Asked < m.N:
-		bad = append(bad, fmt.Sprintf("%d of %d clients were asked", m.Asked, m.N))
+	case m.Asked < m.wanted():
+		bad = append(bad, fmt.Sprintf("%d of %d clients were asked", m.Asked, m.wanted()))
 	}
 	if m.Failed > 0 {
 		bad = append(bad, fmt.Sprintf("%d of %d asks failed: %s", m.Failed, m.Asked, m.Failure))
@@ -169,7 +174,7 @@ func (e expectation) faults(m *measurement) []string {
 	if m.over(e) {
 		bad = append(bad, fmt.Sprintf("median %.0f ms, limit %d ms", m.median(), e.limit(m.rtt()).Milliseconds()))
 	}
-	return append(bad, m.Disagree...)
+	return bad
 }
 
 func (e expectation) class() string {

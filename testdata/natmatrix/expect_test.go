@@ -132,3 +132,50 @@ func TestFaults(t *testing.T) {
 		}
 	}
 }
+
+// TestRounds: a cell with a fault is measured again with more asks, and what
+// footer and metrics say is never measured anew.
+func TestRounds(t *testing.T) {
+	e := expect(cell{Client: "nf", Miner: "nf"})
+	good := func(m *measurement) {
+		n := m.wanted()
+		m.Asked, m.Kinds, m.Codes = n, map[string]int{"srflx": n}, map[string]int{"nat-traversed": n}
+		m.FirstMS = slices.Repeat([]float64{200}, n)
+	}
+	slow := func(m *measurement) { good(m); m.FirstMS = []float64{900} }
+	failed := func(m *measurement) { good(m); m.Failed, m.Failure = 1, "boom" }
+	relayed := func(m *measurement) { good(m); m.Kinds["relay-udp"] = 1 }
+	few := func(m *measurement) { good(m); m.Asked = m.N }
+	lies := func(m *measurement) { relayed(m); m.Disagree = []string{"no footer"} }
+	for _, c := range []struct {
+		name   string
+		rounds []func(*measurement)
+		faults int
+	}{
+		{"at once", []func(*measurement){good}, 0},
+		{"slow once", []func(*measurement){slow, good}, 0},
+		{"failed once", []func(*measurement){failed, good}, 0},
+		{"each once", []func(*measurement){relayed, failed, good}, 0},
+		{"too few in a further round", []func(*measurement){slow, few, few}, 1},
+		{"relayed thrice", []func(*measurement){relayed, relayed, relayed}, 1},
+		{"disagrees", []func(*measurement){lies}, 2},
+		{"disagrees later", []func(*measurement){slow, lies}, 2},
+	} {
+		m := &measurement{RTT: 50, N: 2, Round: 1}
+		made := 0
+		for {
+			c.rounds[made](m)
+			made++
+			if !m.again(e) || made == len(c.rounds) {
+				break
+			}
+			m.next(e)
+		}
+		if made != len(c.rounds) || m.again(e) || m.Round != made || len(m.Before) != made-1 {
+			t.Errorf("%s: %d rounds of %d, %q before", c.name, made, len(c.rounds), m.Before)
+		}
+		if bad := e.faults(m); len(bad) != c.faults {
+			t.Errorf("%s: %q", c.name, bad)
+		}
+	}
+}

@@ -54,10 +54,6 @@ func (l *lab) build(ctx context.Context, rtt time.Duration) error {
 	return nil
 }
 
-// printedLink is the first Internet link of a coordinator at pub: what a user
-// would copy.
-var printedLink = regexp.MustCompile(`mintai://20\.0\.0\.1[:/][^\s"]+`)
-
 // coordinate starts the coordinator and keeps the link that it prints.
 func (l *lab) coordinate(ctx context.Context) error {
 	config := filepath.Join(l.Dir, "coordinator.toml")
@@ -69,7 +65,7 @@ func (l *lab) coordinate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.link, err = p.Await(ctx, printedLink)
+	l.link, err = p.AwaitLink(ctx)
 	return err
 }
 

@@ -28,7 +28,8 @@ type measurement struct {
 	Codes    map[string]int `json:"codes,omitempty"`   // of reasons; "-": none was said
 	Reasons  map[string]int `json:"reasons,omitempty"` // in people's words
 	FirstMS  []float64      `json:"first_token_ms,omitempty"`
-	Round    int            `json:"round"`
+	Round    int            `json:"round"`            // that all of the above is of
+	Before   []string       `json:"before,omitempty"` // the faults of the rounds before it
 	Footer   string         `json:"footer,omitempty"`
 	Metrics  []tunnelCount  `json:"metrics,omitempty"`
 	Disagree []string       `json:"disagree,omitempty"` // what footer and metrics say otherwise
@@ -37,10 +38,14 @@ type measurement struct {
 	Took     float64        `json:"took_s"`
 }
 
-// maxRounds is how often the first token is measured when it is over its limit:
-// another load on the machine only ever adds to it. All rounds but the first
-// have the machine for themselves, as far as this program goes.
-const maxRounds = 3
+// maxRounds is how often a cell is measured that does not hold: a busy machine is
+// late, and a late packet can change a path or fail an ask. All rounds but the
+// first have the machine for themselves, as far as this program goes, and
+// moreAsks times as many asks. Only the last one counts.
+const (
+	maxRounds = 3
+	moreAsks  = 3
+)
 
 // giveUp is how many asks fail before the rest of them is left out.
 const giveUp = 3
@@ -112,8 +117,17 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 	asked := map[tunnelCount]int{} // by path and reason, in all rounds
 	m.Round = 1
 	s.askAll(ctx, l, m, asked)
-	if e := expect(c); m.over(e) && len(e.faults(m)) == 1 {
-		s.askAgain(ctx, l, m, asked)
+	spare := 0 // asks that failed in former rounds
+	if e := expect(c); m.again(e) {
+		s.quiet.RUnlock()
+		s.quiet.Lock()
+		for m.again(e) && ctx.Err() == nil {
+			spare += m.Failed
+			m.next(e)
+			s.askAll(ctx, l, m, asked)
+		}
+		s.quiet.Unlock()
+		s.quiet.RLock()
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("the cell took too long: %w", err)
@@ -121,7 +135,7 @@ func (s settings) inLab(ctx context.Context, c cell, id string, m *measurement) 
 	if m.Failed > 0 {
 		return nil
 	}
-	if err := s.fetchMetrics(ctx, l, m, asked); err != nil {
+	if err := s.fetchMetrics(ctx, l, m, asked, spare); err != nil {
 		return err
 	}
 	return s.askLater(ctx, l, m)
@@ -147,25 +161,32 @@ type pathReport struct {
 	Since  float64 `json:"since_ms"`
 }
 
-// askAgain measures until the median is within its limit, while no other cell is
-// measured.
-func (s settings) askAgain(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) {
-	s.quiet.RUnlock()
-	s.quiet.Lock()
-	for m.Failed == 0 && m.over(expect(m.Cell)) && m.Round < maxRounds && ctx.Err() == nil {
-		m.Round++
-		s.askAll(ctx, l, m, asked)
-	}
-	s.quiet.Unlock()
-	s.quiet.RLock()
+// again reports whether the cell is measured once more. What the program's own
+// outputs say otherwise is a fault in any round.
+func (m *measurement) again(e expectation) bool {
+	return m.Round < maxRounds && len(m.Disagree) == 0 && len(e.roundFaults(m)) > 0
 }
 
-// askAll is one round: it replaces what a former one measured, and what it
-// counted of paths it adds to asked.
+// next begins the next round, and notes why.
+func (m *measurement) next(e expectation) {
+	m.Before = append(m.Before, strings.Join(e.roundFaults(m), "; "))
+	m.Round++
+	m.Asked, m.Failed, m.Failure, m.FirstMS = 0, 0, "", nil
+	m.Kinds, m.Codes, m.Reasons = nil, nil, nil
+}
+
+// wanted is how many clients ask in the round.
+func (m *measurement) wanted() int {
+	if m.Round > 1 {
+		return moreAsks * m.N
+	}
+	return m.N
+}
+
+// askAll makes the asks of one round, and adds what it counted of paths to asked.
 func (s settings) askAll(ctx context.Context, l *lab, m *measurement, asked map[tunnelCount]int) {
-	m.Asked, m.Failed, m.FirstMS = 0, 0, nil
 	m.Kinds, m.Codes, m.Reasons = map[string]int{}, map[string]int{}, map[string]int{}
-	for i := range s.n {
+	for i := range m.wanted() {
 		if ctx.Err() != nil || m.Failed == giveUp {
 			return
 		}

@@ -31,17 +31,23 @@ func TestCompareTunnels(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		counted []tunnelCount
+		spare   int
 		bad     int
 	}{
-		{"all of them", []tunnelCount{{"srflx", "nat-traversed", 20}, host}, 0},
-		{"one too many", []tunnelCount{{"srflx", "nat-traversed", 21}, host}, 1},
-		{"one too few", []tunnelCount{{"srflx", "nat-traversed", 19}, host}, 1},
-		{"a path is missing", []tunnelCount{{"srflx", "nat-traversed", 20}}, 1},
-		{"another reason", []tunnelCount{{"srflx", "", 20}, host}, 2},
-		{"another path as well", []tunnelCount{{"srflx", "nat-traversed", 20}, host, {"relay-udp", "nothing-came", 1}}, 1},
-		{"nothing", nil, 2},
+		{"all of them", []tunnelCount{{"srflx", "nat-traversed", 20}, host}, 0, 0},
+		{"one too many", []tunnelCount{{"srflx", "nat-traversed", 21}, host}, 0, 1},
+		{"one too few", []tunnelCount{{"srflx", "nat-traversed", 19}, host}, 0, 1},
+		{"a path is missing", []tunnelCount{{"srflx", "nat-traversed", 20}}, 0, 1},
+		{"another reason", []tunnelCount{{"srflx", "", 20}, host}, 0, 2},
+		{"another path as well", []tunnelCount{{"srflx", "nat-traversed", 20}, host, {"relay-udp", "nothing-came", 1}}, 0, 1},
+		{"nothing", nil, 0, 2},
+		{"one of an ask that failed", []tunnelCount{{"srflx", "nat-traversed", 21}, host}, 1, 0},
+		{"its path is another", []tunnelCount{{"srflx", "nat-traversed", 20}, host, {"relay-udp", "nothing-came", 1}}, 1, 0},
+		{"two, and one ask failed", []tunnelCount{{"srflx", "nat-traversed", 22}, host}, 1, 1},
+		{"one of each, and one ask failed", []tunnelCount{{"srflx", "nat-traversed", 21}, {"host", "same-network", 2}}, 1, 1},
+		{"one too few, and one ask failed", []tunnelCount{{"srflx", "nat-traversed", 19}, host}, 1, 1},
 	} {
-		if bad := compareTunnels(asked, c.counted); len(bad) != c.bad {
+		if bad := compareTunnels(asked, c.counted, c.spare); len(bad) != c.bad {
 			t.Errorf("%s: %q", c.name, bad)
 		}
 	}

@@ -16,12 +16,21 @@ func oneLine(m *measurement) string {
 		line += "  " + m.laterWords()
 	}
 	if m.Round > 1 {
-		line += fmt.Sprintf("  round %d", m.Round)
+		line += "  " + m.roundWords()
 	}
 	if len(m.Faults) > 0 {
 		line += "  FAILS: " + strings.Join(m.Faults, "; ")
 	}
 	return line
+}
+
+// roundWords says which round it shows, and what the former ones did.
+func (m *measurement) roundWords() string {
+	words := fmt.Sprintf("round %d", m.Round)
+	for i, faults := range m.Before {
+		words += fmt.Sprintf("; round %d: %s", i+1, faults)
+	}
+	return words
 }
 
 // document is docs/nat-matrix.md.
@@ -31,7 +40,7 @@ func document(results []*measurement, s settings) string {
 	if s.rtt != defaultRTT {
 		rtt = fmt.Sprintf(" -rtt %v", s.rtt)
 	}
-	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, s.made, rtt, rtt, rtt, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds)
+	fmt.Fprintf(&b, header, s.rtt.Milliseconds(), s.n, s.made, rtt, rtt, rtt, directRounds, secondRounds, relayRounds, headStart.Milliseconds(), tcpFirst.Milliseconds(), maxRounds, moreAsks)
 	totals(&b, results)
 	pairs, shared := map[[2]string]*measurement{}, []*measurement(nil)
 	for _, m := range results {
@@ -71,11 +80,11 @@ Measured by ` + "`testdata/natmatrix`" + `, which also wrote this file: for each
 
 ` + "`-resume FILE`" + ` lets an interrupted run go on, ` + "`-logs DIR`" + ` keeps what every process said.
 
-A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where the path is direct, %d R where a plain punch too needs a second round (a NAT that maps per destination, towards a filter that looks at addresses) or only a forwarded port connects the two, %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A median over its limit is measured again, up to %d rounds, the further ones with no other cell beside it, since another load on the machine only ever adds; the tables say so. What the machine itself needs, to start the program above all, counts too and does not grow with R: a slow machine is measured with a longer one (` + "`-rtt`" + `).
+A cell holds when every client got its answer; the path is direct wherever a plain hole punch (` + "`natlab punch`" + `), IPv6 or a port mapping can make it so, and relayed elsewhere; the reason is the true one in the report of ` + "`-json`" + `, and footer and the coordinator's metrics agree with it; and the median of the first token, from the start of the client's process, is within its limit: %d R where the path is direct, %d R where a plain punch too needs a second round (a NAT that maps per destination, towards a filter that looks at addresses) or only a forwarded port connects the two, %d R over the relay, + %d ms where only trying could tell (the head start of the direct path), + %d ms where UDP is blocked. A cell that does not hold in its first round is measured again, up to %d rounds, the further ones with no other cell beside it and with %d times as many clients, for all of whom everything must hold: a busy machine is late, and what is late can change a path. Only the last round counts, so a fault as rare as one ask in a hundred can be missed; the tables say which round they show and what the former ones did. Where footer or metrics disagree with a report the cell fails in whatever round. What the machine itself needs, to start the program above all, counts too and does not grow with R: a slow machine is measured with a longer one (` + "`-rtt`" + `).
 `
 
 func totals(b *strings.Builder, results []*measurement) {
-	asks, failed, directs, relays, bad := 0, 0, 0, 0, 0
+	asks, failed, directs, relays, bad, again := 0, 0, 0, 0, 0, 0
 	codes := map[string]int{}
 	for _, m := range results {
 		asks, failed = asks+m.Asked, failed+m.Failed
@@ -87,11 +96,14 @@ func totals(b *strings.Builder, results []*measurement) {
 		if len(m.Faults) > 0 {
 			bad++
 		}
+		if m.Round > 1 {
+			again++
+		}
 		if code := commonest(m.Codes); code != "" {
 			codes[code]++
 		}
 	}
-	fmt.Fprintf(b, "\n%d cells: %d direct, %d relayed; %d of %d asks answered; **%d cells fail**.\n", len(results), directs, relays, asks-failed, asks, bad)
+	fmt.Fprintf(b, "\n%d cells: %d direct, %d relayed; %d of %d asks answered; **%d cells fail**. %d were measured again.\n", len(results), directs, relays, asks-failed, asks, bad, again)
 	if len(codes) == 0 {
 		return
 	}
@@ -167,12 +179,12 @@ func rows(b *strings.Builder, results []*measurement) {
 	for _, m := range results {
 		var notes []string
 		if m.Round > 1 {
-			notes = append(notes, fmt.Sprintf("round %d", m.Round))
+			notes = append(notes, escape(m.roundWords()))
 		}
 		for _, fault := range m.Faults {
 			notes = append(notes, "**"+escape(fault)+"**")
 		}
-		fmt.Fprintf(b, "| `%s` | %d/%d | %s | %s | %.0f | %.0f | %.0f | %.1f | %.1f | %s |\n", m.Cell, m.Asked-m.Failed, m.N,
+		fmt.Fprintf(b, "| `%s` | %d/%d | %s | %s | %.0f | %.0f | %.0f | %.1f | %.1f | %s |\n", m.Cell, m.Asked-m.Failed, m.wanted(),
 			escape(counted(m.Kinds)), escape(counted(m.Codes)), m.median(), m.p90(), m.max(), m.median()/m.RTT,
 			float64(expect(m.Cell).limit(m.rtt()))/float64(m.rtt()), strings.Join(notes, "; "))
 	}

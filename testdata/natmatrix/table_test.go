@@ -38,6 +38,8 @@ func TestDocument(t *testing.T) {
 	}
 	again := at("a=sym,b=nf", "relay-udp", "client-nat-hard", 510)
 	again.Round = 2
+	again.Asked = moreAsks
+	again.Before = []string{"1× srflx, want relayed"}
 	text := document([]*measurement{
 		at("a=nf,b=nf", "srflx", "nat-traversed", 240),
 		again,
@@ -45,11 +47,11 @@ func TestDocument(t *testing.T) {
 		at("a=sym,b=sym,same-nat", "host", "same-network", 130),
 	}, settings{n: 1, rtt: 50 * time.Millisecond})
 	for _, want := range []string{
-		"4 cells: 3 direct, 1 relayed; 4 of 4 asks answered; **1 cells fail**.",
+		"4 cells: 3 direct, 1 relayed; 6 of 6 asks answered; **1 cells fail**. 1 were measured again.",
 		"| client \\ miner | sym | nf |",
 		"| **sym** |  | R 10.2 |",
 		"| **nf** | **D 5.2 !** | D 4.8 |",
-		"| `a=sym,b=nf` | 1/1 | relay-udp | client-nat-hard | 510 | 510 | 510 | 10.2 | 11.0 | round 2 |",
+		"| `a=sym,b=nf` | 3/3 | relay-udp | client-nat-hard | 510 | 510 | 510 | 10.2 | 11.0 | round 2; round 1: 1× srflx, want relayed |",
 		"| `a=sym,b=sym,same-nat` | 1/1 | host | same-network | 130 | 130 | 130 | 2.6 | 5.0 |  |",
 		"**1× srflx, want relayed**",
 		"| nat-traversed | 2 |",

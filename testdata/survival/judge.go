@@ -12,10 +12,15 @@ import (
 	"mintai/testdata/labkit"
 )
 
+// pause is a time in which nothing came.
+type pause struct{ from, to time.Time }
+
+func (p pause) length() time.Duration { return p.to.Sub(p.from) }
+
 // longest is the longest pause that ended after from. What lies before the later
 // of from and woke, when the reader slept, does not count.
-func longest(at []time.Time, from, woke time.Time) time.Duration {
-	most := time.Duration(0)
+func longest(at []time.Time, from, woke time.Time) pause {
+	var most pause
 	for i := 1; i < len(at); i++ {
 		begin, end := at[i-1], at[i]
 		if !end.After(from) {
@@ -24,7 +29,9 @@ func longest(at []time.Time, from, woke time.Time) time.Duration {
 		if begin.Before(woke) {
 			begin = woke
 		}
-		most = max(most, end.Sub(begin))
+		if p := (pause{begin, end}); p.length() > most.length() {
+			most = p
+		}
 	}
 	return most
 }
@@ -67,7 +74,7 @@ var lostLine = regexp.MustCompile(`(?m)^mintai: box was lost in the middle of th
 func saysLost(code int, said string) bool { return code == exitLost && lostLine.MatchString(said) }
 
 // judge compares what came with what must.
-func (t *trial) judge(e event, want []byte, ended time.Time) {
+func (t *trial) judge(e event, want []byte, ended time.Time, stalls []stall) {
 	fault := func(format string, args ...any) { t.faults = append(t.faults, fmt.Sprintf(format, args...)) }
 	got := t.client.arrived()
 	t.bytes = len(got.text)
@@ -87,18 +94,21 @@ func (t *trial) judge(e event, want []byte, ended time.Time) {
 		}
 	}
 	if e.lost {
-		t.pause = ended.Sub(t.happened)
+		p := pause{t.happened, ended}
+		t.pause, t.stalled = p.length(), longestStall(stalls, p)
 		switch {
 		case !saysLost(code, said):
 			fault("exit code %d, and not that the miner was lost: %s", code, labkit.LastLine(said))
 		case !bytes.HasPrefix(want, got.text) || len(got.text) == 0 || len(got.text) == len(want):
 			fault("what came is not a beginning of the answer: %s", differ(got.text, want))
 		case t.pause > e.limit:
+			t.over = true
 			fault("the error came after %.2f s, limit %.2f s", t.pause.Seconds(), e.limit.Seconds())
 		}
 		return
 	}
-	t.pause = longest(got.at, t.happened, t.woke)
+	p := longest(got.at, t.happened, t.woke)
+	t.pause, t.stalled = p.length(), longestStall(stalls, p)
 	limit := e.limit
 	if limit == upgradeLimit {
 		limit += cadence
@@ -110,6 +120,7 @@ func (t *trial) judge(e event, want []byte, ended time.Time) {
 		fault("%s", d)
 	}
 	if t.pause > limit {
+		t.over = true
 		fault("a pause of %.3f s, limit %.3f s", t.pause.Seconds(), limit.Seconds())
 	}
 	if e.path != "" && word(t.path) != e.path {
@@ -142,6 +153,46 @@ func (t *trial) judgeShorts(fault func(string, ...any)) {
 	}
 }
 
+// maxVoid is how often a trial is repeated in which the machine stalled.
+const maxVoid = 3
+
+// again reports whether a trial is made once more, alone: its only fault is that it
+// took too long, and the machine may be the cause. Where the limit is short that is
+// a stall that was seen; where it is long, another laboratory beside the trial.
+func (t *trial) again(e event, beside bool) bool {
+	switch {
+	case !t.over || len(t.faults) != 1:
+		return false
+	case e.limit == upgradeLimit:
+		return t.stalled > stallLimit && len(t.before) < maxVoid
+	}
+	return beside && len(t.before) == 0
+}
+
+// repeats says how often a trial was repeated and why; empty: it was not.
+func (t *trial) repeats(e event) string {
+	if len(t.before) == 0 {
+		return ""
+	}
+	var was []string
+	for _, b := range t.before {
+		s := fmt.Sprintf("%.3f s", b.pause.Seconds())
+		if b.stalled > 0 {
+			s += fmt.Sprintf(" with a stall of %.3f s", b.stalled.Seconds())
+		}
+		was = append(was, s)
+	}
+	why := "another laboratory ran beside it"
+	if e.limit == upgradeLimit {
+		why = "the machine stalled"
+	}
+	times := "once"
+	if n := len(t.before); n > 1 {
+		times = fmt.Sprintf("%d times", n)
+	}
+	return fmt.Sprintf("repeated %s: %s (%s)", times, why, strings.Join(was, ", "))
+}
+
 // line is a trial in one line.
 func (t *trial) line(e event) string {
 	s := fmt.Sprintf("%-32s pause %6.3f s  %s → %s", e.name, t.pause.Seconds(), t.pathFirst, t.path)
@@ -153,6 +204,9 @@ func (t *trial) line(e event) string {
 	}
 	if t.shorts != "" {
 		s += "  " + t.shorts + " short requests, none failed"
+	}
+	if r := t.repeats(e); r != "" {
+		s += "  " + r
 	}
 	for _, f := range t.faults {
 		s += "\n    FAILS: " + f

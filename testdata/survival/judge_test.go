@@ -33,7 +33,7 @@ func TestLongest(t *testing.T) {
 		if c.woke >= 0 {
 			woke = at(c.woke)[0]
 		}
-		if got := longest(at(c.at...), at(c.from)[0], woke); got != c.want {
+		if got := longest(at(c.at...), at(c.from)[0], woke).length(); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
@@ -155,7 +155,7 @@ func TestJudgeLost(t *testing.T) {
 		tr := &trial{happened: start, client: &asked{err: exec.Command("sh", "-c", "exit "+c.exit).Run()}}
 		tr.client.problem.WriteString(c.said)
 		tr.client.got.text = []byte(c.got)
-		tr.judge(e, []byte("the answer"), start.Add(c.after))
+		tr.judge(e, []byte("the answer"), start.Add(c.after), nil)
 		if (len(tr.faults) == 0) != c.holds {
 			t.Errorf("%+v: %q", c, tr.faults)
 		}
@@ -171,5 +171,67 @@ func TestPathLine(t *testing.T) {
 		if m := pathLine.FindStringSubmatch("box · direct\n" + line + "\n"); m == nil || m[1] != want {
 			t.Errorf("%s: %q", line, m)
 		}
+	}
+}
+
+func TestLongestStall(t *testing.T) {
+	at := func(ms int) time.Time { return time.Unix(1000, 0).Add(time.Duration(ms) * time.Millisecond) }
+	all := []stall{{at(0), at(90)}, {at(480), at(510)}, {at(900), at(960)}}
+	for _, c := range []struct{ from, to, want int }{
+		{500, 600, 30}, {600, 700, 30}, {611, 700, 0}, {700, 810, 60}, {100, 200, 90}, {1061, 1100, 0},
+	} {
+		if got := longestStall(all, pause{at(c.from), at(c.to)}); got != time.Duration(c.want)*time.Millisecond {
+			t.Errorf("about %d–%d ms: %v, want %d ms", c.from, c.to, got, c.want)
+		}
+	}
+	m := startStallMeter()
+	m.stop()
+	m.stop() // no harm
+}
+
+// TestAgain: only a trial that took too long, and nothing else, is repeated.
+func TestAgain(t *testing.T) {
+	short, long := event{limit: upgradeLimit}, event{limit: rescueLimit}
+	const much = stallLimit + time.Millisecond
+	made := func(n int) []*trial { return make([]*trial, n) }
+	for _, c := range []struct {
+		name   string
+		event  event
+		trial  trial
+		beside bool
+		want   bool
+	}{
+		{"holds", short, trial{stalled: much}, true, false},
+		{"stalled", short, trial{over: true, faults: []string{"late"}, stalled: much}, false, true},
+		{"stalled a little", short, trial{over: true, faults: []string{"late"}, stalled: stallLimit}, false, false},
+		{"stalled and wrong", short, trial{over: true, faults: []string{"late", "lost"}, stalled: much}, false, false},
+		{"wrong", short, trial{faults: []string{"lost"}, stalled: much}, false, false},
+		{"stalled again", short, trial{over: true, faults: []string{"late"}, stalled: much, before: made(maxVoid - 1)}, false, true},
+		{"stalled too often", short, trial{over: true, faults: []string{"late"}, stalled: much, before: made(maxVoid)}, false, false},
+		{"beside another", long, trial{over: true, faults: []string{"late"}}, true, true},
+		{"beside another and wrong", long, trial{over: true, faults: []string{"late", "lost"}}, true, false},
+		{"alone", long, trial{over: true, faults: []string{"late"}, stalled: much}, false, false},
+		{"repeated alone", long, trial{over: true, faults: []string{"late"}, before: made(1)}, false, false},
+	} {
+		if got := c.trial.again(c.event, c.beside); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func TestRepeats(t *testing.T) {
+	r := &result{event: event{name: "upgrade", limit: upgradeLimit}, trials: []*trial{{
+		before: []*trial{{pause: 90 * time.Millisecond, stalled: 40 * time.Millisecond}, {pause: 101 * time.Millisecond, stalled: 30 * time.Millisecond}},
+	}}}
+	const want = "repeated 2 times: the machine stalled (0.090 s with a stall of 0.040 s, 0.101 s with a stall of 0.030 s)"
+	if got := r.trials[0].line(r.event); !strings.Contains(got, want) {
+		t.Errorf("the line: %s", got)
+	}
+	if text := document([]*result{r}, options{n: 1}); !strings.Contains(text, "upgrade, trial 1: "+want+".") {
+		t.Errorf("the report:\n%s", text)
+	}
+	late := trial{before: []*trial{{pause: 3100 * time.Millisecond}}}
+	if got := late.repeats(event{limit: rescueLimit}); got != "repeated once: another laboratory ran beside it (3.100 s)" {
+		t.Error(got)
 	}
 }

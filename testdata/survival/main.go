@@ -197,41 +197,55 @@ func (s settings) measure(ctx context.Context) (results []*result, failing int) 
 			}
 		}
 	}
-	var mu sync.Mutex // what is printed, and the counters
+	var mu sync.Mutex // what is printed, the counters, and late
 	count := 0
-	work := func(jobs <-chan job) {
+	var late []job // to be made again when nothing else runs
+	work := func(jobs <-chan job, beside bool) {
 		for j := range jobs {
-			if ctx.Err() != nil {
-				continue
+			var before []*trial
+			for ctx.Err() == nil {
+				mu.Lock()
+				count++
+				id := fmt.Sprintf("sv%d_%d", os.Getpid(), count)
+				mu.Unlock()
+				if t := j.r.trials[j.i]; t != nil {
+					before = append(t.before, t)
+				}
+				t := s.try(ctx, j.r.event, id)
+				t.before = before
+				again := t.again(j.r.event, beside)
+				mu.Lock()
+				j.r.trials[j.i] = t
+				if again && beside {
+					late = append(late, j)
+				}
+				fmt.Fprintln(os.Stderr, t.line(j.r.event))
+				if again {
+					fmt.Fprintln(os.Stderr, "    this trial is repeated alone")
+				} else if len(t.faults) > 0 {
+					failing++
+				}
+				mu.Unlock()
+				if !again || beside {
+					break
+				}
 			}
-			mu.Lock()
-			count++
-			id := fmt.Sprintf("sv%d_%d", os.Getpid(), count)
-			mu.Unlock()
-			t := s.try(ctx, j.r.event, id)
-			mu.Lock()
-			j.r.trials[j.i] = t
-			fmt.Fprintln(os.Stderr, t.line(j.r.event))
-			if len(t.faults) > 0 {
-				failing++
-			}
-			mu.Unlock()
 		}
 	}
-	for _, part := range []struct {
-		jobs    []job
-		workers int
-	}{{shared, s.parallel}, {alone, 1}} {
+	part := func(all []job, workers int) {
 		jobs := make(chan job)
-		var workers sync.WaitGroup
-		for range part.workers {
-			workers.Go(func() { work(jobs) })
+		var running sync.WaitGroup
+		for range workers {
+			running.Go(func() { work(jobs, workers > 1) })
 		}
-		for _, j := range part.jobs {
+		for _, j := range all {
 			jobs <- j
 		}
 		close(jobs)
-		workers.Wait()
+		running.Wait()
 	}
+	part(shared, s.parallel)
+	part(late, 1)
+	part(alone, 1)
 	return results, failing
 }

@@ -68,6 +68,8 @@ func document(results []*result, o options) string {
 	p("")
 	p("`-logs DIR` keeps what every process said. A pause holds the %v between two tokens; the limit of the upgrade is %v on top of them.", cadence, upgradeLimit)
 	p("")
+	p("A trial that only took too long is repeated alone: once where another laboratory ran beside it, and an upgrade up to %d times where this program's own clock was more than %d ms late within %d ms of the pause, since what it measures is then the machine. The last one counts, and each is told below. What came wrong or by the wrong path is never repeated.", maxVoid, stallLimit.Milliseconds(), stallMargin.Milliseconds())
+	p("")
 	all, holds := 0, 0
 	for _, r := range results {
 		all += len(r.trials)
@@ -114,6 +116,10 @@ func notes(p func(string, ...any), r *result) {
 		p("`%s`: the pause is the time from the kill to the end of the client with its error.", r.event.name)
 	}
 	for i, t := range r.trials {
+		if s := t.repeats(r.event); s != "" {
+			p("")
+			p("%s, trial %d: %s.", r.event.name, i+1, s)
+		}
 		for _, f := range t.faults {
 			p("")
 			p("**%s, trial %d fails**: %s", r.event.name, i+1, f)

@@ -42,6 +42,10 @@ type trial struct {
 	pathFirst, path   string // as the client says
 	shorts            string // of the short requests beside it
 	faults            []string
+
+	over    bool          // one of the faults is that the limit was passed
+	stalled time.Duration // longest delay of this program's own clock about the pause
+	before  []*trial      // those that this one repeats
 }
 
 // turnSecret is shared by the coordinator and the TURN server at pub2.
@@ -100,7 +104,6 @@ func (t *trial) inLab(ctx context.Context, e event) (err error) {
 }
 
 var (
-	printedLink = regexp.MustCompile(`mintai://20\.0\.0\.1[:/][^\s"]+`)
 	measuredLog = regexp.MustCompile(`"message":"network measured"`)
 	anything    = regexp.MustCompile(`(?s).`)
 )
@@ -124,7 +127,7 @@ func (t *trial) startRoles(ctx context.Context, e event) (err error) {
 	if t.coordinator, err = t.lab.Start(ctx, "pub", "coordinator", t.Mintai, "-mode", "coordinator", "-config", filepath.Join(t.lab.Dir, "coordinator.toml")); err != nil {
 		return err
 	}
-	if t.link, err = t.coordinator.Await(ctx, printedLink); err != nil {
+	if t.link, err = t.coordinator.AwaitLink(ctx); err != nil {
 		return err
 	}
 	if _, err = t.lab.Start(ctx, "b", "ai", t.ai, "-addr", "127.0.0.1:8000"); err != nil {
@@ -242,6 +245,8 @@ func (t *trial) ask(ctx context.Context, e event) error {
 		t.client.err = cmd.Wait()
 		close(t.client.done)
 	}()
+	clock := startStallMeter()
+	defer clock.stop()
 	if err := t.awaitFirst(ctx); err != nil {
 		return err
 	}
@@ -276,7 +281,7 @@ func (t *trial) ask(ctx context.Context, e event) error {
 	if t.logs != "" {
 		_ = os.WriteFile(filepath.Join(t.lab.Dir, "ask.log"), t.client.problem.Bytes(), 0o600)
 	}
-	t.judge(e, []byte(want), ended)
+	t.judge(e, []byte(want), ended, clock.stop())
 	return nil
 }
 
@@ -296,12 +301,28 @@ func (t *trial) awaitFirst(ctx context.Context) error {
 // startShorts sends short requests through a second client, one after the other.
 func (t *trial) startShorts(ctx context.Context) (*labkit.Process, error) {
 	const listen = "127.0.0.1:11500"
-	proxy, err := t.lab.Start(ctx, "a", "proxy", t.Mintai, "-mode", "client", "proxy", "-listen", listen, "-join", t.link)
+	_, err := t.lab.Start(ctx, "a", "proxy", t.Mintai, "-mode", "client", "proxy", "-listen", listen, "-join", t.link)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := proxy.Await(ctx, regexp.MustCompile(`endpoint`)); err != nil {
+	if err := t.awaitModels(ctx, "http://"+listen); err != nil {
 		return nil, err
 	}
 	return t.lab.Start(ctx, "a", "shorts", t.self, shortsWord, "http://"+listen, (t.answer - 2*time.Second).String())
+}
+
+// awaitModels waits until an endpoint lists models: it listens before it knows the
+// coordinator.
+func (t *trial) awaitModels(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, firstTime)
+	defer cancel()
+	for {
+		_, problem, code, err := t.lab.Run(ctx, "a", t.lab.Dir, t.self, fetchWord, url+"/v1/models", "")
+		if err == nil && code == 0 {
+			return nil
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("the endpoint is not ready: %w: %s", err, labkit.LastLine(problem))
+		}
+	}
 }
