@@ -101,7 +101,7 @@ func (t *trial) inLab(ctx context.Context, e event) (err error) {
 
 var (
 	printedLink = regexp.MustCompile(`mintai://20\.0\.0\.1[:/][^\s"]+`)
-	measuredLog = regexp.MustCompile(`"message":"network measured"`)
+	measuredLog = regexp.MustCompile(`"message":"network measured"|"over_tls":true`)
 	anything    = regexp.MustCompile(`(?s).`)
 )
 
