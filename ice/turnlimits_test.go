@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +40,83 @@ func TestTURNLimitsANode(t *testing.T) {
 	server.Revoke(first)
 	eventually(t, "one was freed", func() bool { return server.Stats().Allocations == 3 })
 	third.allocate()
+}
+
+// age makes the clients of relayed addresses silent for a while longer.
+func (t *TURNServer) age(by time.Duration, relayed ...netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := range t.relays {
+		if slices.Contains(relayed, r.announced) {
+			r.used.Add(-int64(by))
+		}
+	}
+}
+
+// A leg at its limit gets one more allocation in the place of the one whose client
+// is silent for longest; none that is in use has to go, and none of another leg.
+func TestTURNReplacesTheIdlestAllocation(t *testing.T) {
+	server := testTURN(t, TURNConfig{PerSession: 2, MaxPerNode: 2, MaxAllocations: 3})
+	dst := newSink(t)
+	leg := TURNSession{
+		ID: identity.NewSessionID(), Node: newKey(t).ID(), Password: testPassword,
+		Known: []netip.AddrPort{dst.addr}, Expires: time.Now().Add(time.Minute),
+	}
+	user := server.Allow(leg)
+	leg.Miner, leg.Node = true, newKey(t).ID()
+	other := newRawTURN(t, server, server.Allow(leg), testPassword).allocate()
+	first, second, third := newRawTURN(t, server, user, testPassword), newRawTURN(t, server, user, testPassword), newRawTURN(t, server, user, testPassword)
+	lost, used := first.allocate(), second.allocate()
+	server.age(-time.Minute, lost, used) // whatever this machine does meanwhile
+	if _, code := third.request(stunv4.MethodAllocate, transportUDP); code != 486 {
+		t.Errorf("a third allocation beside two in use: error %d, want 486", code)
+	}
+	server.age(3*time.Minute, other)
+	server.age(2*time.Minute, used)
+	server.age(time.Minute+2*time.Second, lost)
+	if _, code := second.request(stunv4.MethodCreatePermission, xorPeer(dst.addr)); code != 0 {
+		t.Fatalf("error %d", code)
+	}
+	second.indicate(dst.addr, "it is in use")
+	dst.expect(t, "it is in use")
+	third.allocate()
+	if n := server.Stats().Allocations; n != 3 {
+		t.Errorf("%d allocations, want 3", n)
+	}
+	second.indicate(dst.addr, "it still is")
+	dst.expect(t, "it still is")
+	eventually(t, "the port is free", func() bool {
+		conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(lost))
+		if err != nil {
+			return false
+		}
+		_ = conn.Close()
+		return true
+	})
+	server.mu.Lock()
+	left := slices.ContainsFunc(slices.Collect(maps.Keys(server.relays)), func(r *relayConn) bool { return r.announced == other })
+	server.mu.Unlock()
+	if !left {
+		t.Error("the allocation of the session's other leg is gone")
+	}
+	server.age(time.Minute, used)
+	eventually(t, "the client may allocate anew from where it was", func() bool {
+		_, code := first.request(stunv4.MethodAllocate, transportUDP) // 437: the old one is still there
+		return code == 0
+	})
+}
+
+// A client whose NAT forgets it again and again gets a relay each time, although
+// it can free none.
+func TestTURNClientIsRebound(t *testing.T) {
+	server := testTURN(t, TURNConfig{})
+	_, user := allow(server, "127.0.0.1")
+	for range 3 * defaultPerSession {
+		server.age(time.Minute, newRawTURN(t, server, user, testPassword).allocate())
+	}
+	if n := server.Stats().Allocations; n != defaultPerSession {
+		t.Errorf("%d allocations, want %d", n, defaultPerSession)
+	}
 }
 
 func TestTURNForgetsNodes(t *testing.T) {

@@ -129,7 +129,8 @@ func (g *relayGenerator) AllocatePacketConn(conf turn.AllocateListenerConfig) (n
 	v6 := conf.Network == "udp6"
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.quotaLocked(conf.UserID); err != nil {
+	gives, err := t.quotaLocked(conf.UserID, time.Now())
+	if err != nil {
 		t.counters.refusedQuota.Add(1)
 		return nil, nil, err
 	}
@@ -138,6 +139,10 @@ func (g *relayGenerator) AllocatePacketConn(conf turn.AllocateListenerConfig) (n
 	if err != nil {
 		t.counters.refusedOther.Add(1)
 		return nil, nil, err
+	}
+	if gives != nil { // before another port is looked for: its own may be the only one
+		t.dropLocked(gives)
+		gives.kill()
 	}
 	outside, beyond, preferred := t.outsideFor(ts, v6)
 	conn, err := t.openRelay(ip, preferred)
@@ -270,7 +275,9 @@ type relayConn struct {
 	heard     heardPeers
 	pairs     atomic.Pointer[map[netip.AddrPort]*relayConn] // of the session's other leg
 	handed    *handover
-	once      sync.Once // the end of reading
+	used      atomic.Int64 // when its client last sent something through it, from the server's beginning
+	once      sync.Once    // the end of reading
+	dropped   bool         // guarded by the server's mu
 }
 
 func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn, announced netip.AddrPort) *relayConn {
@@ -279,8 +286,12 @@ func newRelayConn(t *TURNServer, ts *turnSession, conn *net.UDPConn, announced n
 		limit: newByteLimit(t.cfg.BytesPerSecond), handed: newHandover(),
 	}
 	r.rights.Store(ts.rights)
+	r.touch()
 	return r
 }
+
+// touch notes that the client uses the allocation.
+func (r *relayConn) touch() { r.used.Store(int64(time.Since(r.server.began))) }
 
 func (r *relayConn) serves(peer netip.AddrPort) bool {
 	now := r.rights.Load()
@@ -382,6 +393,7 @@ func (r *relayConn) next(b []byte) (int, netip.AddrPort, error) {
 
 // WriteTo sends to the peer and drops what is for anybody else, or too much.
 func (r *relayConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	r.touch()
 	peer := addrPort(to)
 	other := r.pair(peer)
 	if other == nil && !(r.serves(peer) && r.maySpeakTo(peer)) ||
@@ -417,11 +429,20 @@ func (r *relayConn) ended() {
 	r.once.Do(func() {
 		r.server.clients.end(r)
 		r.server.mu.Lock()
-		delete(r.server.relays, r)
-		delete(r.session.relays, r)
-		r.server.leaveNodeLocked(r.node, 0, 1)
-		r.server.pairLocked(r.session)
+		r.server.dropLocked(r)
 		r.server.mu.Unlock()
 		r.server.readers.Done()
 	})
+}
+
+// dropLocked counts an allocation no more. Again, it does nothing.
+func (t *TURNServer) dropLocked(r *relayConn) {
+	if r.dropped {
+		return
+	}
+	r.dropped = true
+	delete(t.relays, r)
+	delete(r.session.relays, r)
+	t.leaveNodeLocked(r.node, 0, 1)
+	t.pairLocked(r.session)
 }

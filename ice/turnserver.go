@@ -41,8 +41,9 @@ type TURNConfig struct {
 	Realm string
 	// MaxAllocations bounds the allocations of all sessions. Zero: 256.
 	MaxAllocations int
-	// PerSession bounds those of one session. Zero: 2, so that a leg can be
-	// replaced before the old one is freed.
+	// PerSession bounds those of one leg of a session. Zero: 3, one in use, one that
+	// is tried, and one whose client lost it. One more takes the place of the one
+	// whose client is silent for longest.
 	PerSession int
 	// BytesPerSecond bounds one allocation, both directions together; what is
 	// over it is dropped. Zero: 16 MiB. Negative: no bound.
@@ -82,7 +83,7 @@ type TURNConfig struct {
 const (
 	defaultRealm       = "mintai"
 	defaultAllocations = 256
-	defaultPerSession  = 2
+	defaultPerSession  = 3
 	defaultPerNode     = 16
 	defaultRate        = 16 << 20
 	defaultNodeRate    = 32 << 20
@@ -140,6 +141,7 @@ func (c *TURNConfig) setDefaults() error {
 type TURNServer struct {
 	cfg       TURNConfig
 	log       zerolog.Logger
+	began     time.Time
 	server    *turn.Server
 	listeners []*turnListener
 	readers   sync.WaitGroup // the server's goroutines, by listener and allocation
@@ -186,6 +188,7 @@ func StartTURN(cfg TURNConfig) (*TURNServer, error) {
 	t := &TURNServer{
 		cfg:      cfg,
 		log:      cfg.Log,
+		began:    time.Now(),
 		sessions: make(map[string]*turnSession),
 		nodes:    make(map[identity.NodeID]*nodeUse),
 		relays:   make(map[*relayConn]struct{}),

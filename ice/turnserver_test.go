@@ -194,7 +194,7 @@ func TestTURNRefusesStrangersAndUnusedFeatures(t *testing.T) {
 	if st := server.Stats(); st.Allocations != 0 || st.RefusedAuth != 2 || st.RefusedOther == 0 {
 		t.Errorf("stats %+v", st)
 	}
-	newRawTURN(t, server, user, testPassword).allocate()
+	server.age(-time.Minute, newRawTURN(t, server, user, testPassword).allocate()) // in use
 	if _, code := newRawTURN(t, server, user, testPassword).request(stunv4.MethodAllocate, transportUDP); code != 486 {
 		t.Errorf("a second allocation of the session: error %d, want 486", code)
 	}

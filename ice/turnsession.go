@@ -291,26 +291,52 @@ func (t *TURNServer) onAllocated(src, dst net.Addr, _, username, _ string, relay
 func (t *TURNServer) quota(username, _ string, _ net.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.quotaLocked(username); err != nil {
+	if _, err := t.quotaLocked(username, time.Now()); err != nil {
 		t.counters.refusedQuota.Add(1)
 		return false
 	}
 	return true
 }
 
-func (t *TURNServer) quotaLocked(username string) error {
+// quotaLocked decides on one more allocation of a leg, and says which one of the
+// same leg must go for it; nil: none.
+func (t *TURNServer) quotaLocked(username string, now time.Time) (gives *relayConn, err error) {
 	ts := t.sessions[username]
-	switch {
-	case t.closed || ts == nil:
-		return fmt.Errorf("turn: no such session")
-	case len(ts.relays) >= t.cfg.PerSession:
-		return fmt.Errorf("turn: session %s has %d allocations", ts.id.Short(), len(ts.relays))
-	case ts.node != nil && ts.node.relays >= t.cfg.MaxPerNode:
-		return fmt.Errorf("turn: node %s has %d allocations", ts.node.id.Short(), ts.node.relays)
-	case len(t.relays) >= t.cfg.MaxAllocations:
-		return fmt.Errorf("turn: %d allocations in all", len(t.relays))
+	if t.closed || ts == nil {
+		return nil, fmt.Errorf("turn: no such session")
 	}
-	return nil
+	freed := 0
+	if len(ts.relays) >= t.cfg.PerSession {
+		if gives = ts.idlest(now.Sub(t.began)); gives == nil {
+			return nil, fmt.Errorf("turn: session %s has %d allocations", ts.id.Short(), len(ts.relays))
+		}
+		freed = 1
+	}
+	switch {
+	case ts.node != nil && ts.node.relays-freed >= t.cfg.MaxPerNode:
+		return nil, fmt.Errorf("turn: node %s has %d allocations", ts.node.id.Short(), ts.node.relays)
+	case len(t.relays)-freed >= t.cfg.MaxAllocations:
+		return nil, fmt.Errorf("turn: %d allocations in all", len(t.relays))
+	}
+	return gives, nil
+}
+
+// inUse is how long an allocation keeps its place after its client has sent
+// something through it. It bounds how often allocations replace each other, and is
+// less than a client waits before it looks for another path.
+const inUse = time.Second
+
+// idlest returns the leg's relay whose client is silent for longest, or nil when
+// all are in use. A client whose NAT has forgotten it cannot free what it had: its
+// Refresh comes from another address.
+func (ts *turnSession) idlest(now time.Duration) (idlest *relayConn) {
+	least := now - inUse
+	for r := range ts.relays {
+		if at := time.Duration(r.used.Load()); at <= least {
+			idlest, least = r, at
+		}
+	}
+	return idlest
 }
 
 // mayReach reports whether peer is where the other end of the user's session

@@ -104,7 +104,8 @@ type minerSession struct {
 	pathSince time.Time        // of pathCount
 	pathCount int              // paths asked for in pathWindow
 	path      uint32           // number of the path that was looked for last
-	legs      []*minerLeg      // the newest last; none: the client comes to the socket
+	lent      bool             // a relay, for a leg of this miner's own
+	legs      []*minerLeg      // that are open, or being opened; the newest last
 	probe     *probeRun        // nil: none
 	since     time.Time
 	used      bool // something was asked
@@ -342,27 +343,6 @@ func (m *miner) endLocked(s *minerSession) {
 	} else {
 		delete(m.granted, s.client)
 	}
-}
-
-// closeLegsLocked lets the relays go.
-func (s *minerSession) closeLegsLocked() {
-	for _, leg := range s.legs {
-		leg.stop()
-	}
-	s.legs = nil
-}
-
-// maxLegs is how many relays of its own a miner has in one session: one may carry
-// the tunnel, one is tried, and one may be on its way out.
-const maxLegs = 3
-
-// addLegLocked adds one more relay; the oldest gives way.
-func (s *minerSession) addLegLocked(leg *minerLeg) {
-	if len(s.legs) == maxLegs {
-		s.legs[0].stop()
-		s.legs = s.legs[1:]
-	}
-	s.legs = append(s.legs, leg)
 }
 
 // stopChecksLocked closes the agent; QUIC's keep-alive holds the mapping.

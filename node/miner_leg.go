@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -9,14 +10,15 @@ import (
 
 	"mintai/ice"
 	"mintai/identity"
+	"mintai/quicstream"
 	"mintai/signal/signalpb"
 )
 
 // minerLeg is a miner's own relay for one session, where UDP is blocked: the
-// client dials the relayed address. It is opened with the session and closed
-// with it.
+// client dials the relayed address. It is opened for one path and closed with the
+// session, or before, when it carries no tunnel.
 type minerLeg struct {
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
 	mu      sync.Mutex // guards what follows
 	relay   relayLeg   // nil: not open yet, or closed
@@ -26,13 +28,14 @@ type minerLeg struct {
 
 // openLeg starts a leg for the session; it returns at once.
 func (m *miner) openLeg(id identity.SessionID, lent *lentRelay, candidates []ice.Candidate, proven []netip.AddrPort) *minerLeg {
-	ctx, cancel := context.WithCancel(m.work)
+	ctx, cancel := context.WithCancelCause(m.work)
 	leg := &minerLeg{cancel: cancel}
 	cfg := lent.config
 	cfg.Miner, cfg.PeerRelayed, cfg.Permit = true, true, permitted(candidates, proven)
 	opener := relayOpener{at: m.coordinatorAt(), dialTLS: m.dialTLS, log: m.log}
 	m.beside.Go(func() {
-		defer cancel()
+		defer m.dropLeg(id, leg)
+		defer cancel(nil)
 		opening, stop := context.WithTimeout(ctx, legLimit)
 		relay, err := opener.open(opening, cfg, lent)
 		stop()
@@ -50,7 +53,9 @@ func (m *miner) openLeg(id identity.SessionID, lent *lentRelay, candidates []ice
 			}}})
 		}
 		m.log.Debug().Str("session", id.Short()).Stringer("addr", relay.Addr()).Msg("relay open")
-		err = m.server.Serve(ctx, relay.Transport()) // until the session ends
+		err = serveWhileUsed(ctx,
+			func() bool { return leg.carries(m.server.Tunnels()) != nothing },
+			func(ctx context.Context) error { return m.server.Serve(ctx, relay.Transport()) })
 		m.log.Debug().AnErr("cause", err).Str("session", id.Short()).Msg("relay closed")
 	})
 	return leg
@@ -121,4 +126,114 @@ func (l *minerLeg) close(relay relayLeg) {
 }
 
 // stop ends the leg without waiting.
-func (l *minerLeg) stop() { l.cancel() }
+func (l *minerLeg) stop() { l.cancel(nil) }
+
+// errUnneeded ends what serves a path in favour of another one: a client that is
+// there all the same looks for that one and goes on.
+var errUnneeded = &quicstream.CloseError{Code: quicstream.Replaced}
+
+// giveWay ends the leg in favour of another one, without waiting.
+func (l *minerLeg) giveWay() { l.cancel(errUnneeded) }
+
+// load is what would be lost with a leg.
+type load int
+
+const (
+	nothing load = iota
+	aTunnel
+	requests // in a tunnel
+)
+
+// carries returns what of the miner's tunnels runs over the leg.
+func (l *minerLeg) carries(tunnels []quicstream.TunnelInfo) load {
+	l.mu.Lock()
+	relay := l.relay
+	l.mu.Unlock()
+	most := nothing
+	if relay == nil {
+		return most
+	}
+	for _, t := range tunnels {
+		switch {
+		case t.Local != relay.Addr():
+		case t.Requests > 0:
+			return requests
+		default:
+			most = aTunnel
+		}
+	}
+	return most
+}
+
+// maxLegs is how many relays of its own a miner has in one session: one may carry
+// the tunnel, one is tried, and one may be on its way out.
+const maxLegs = 3
+
+// addLegLocked adds one more relay. When there are too many, the oldest of those
+// that carry least gives way.
+func (s *minerSession) addLegLocked(leg *minerLeg, tunnels func() []quicstream.TunnelInfo) {
+	if len(s.legs) == maxLegs {
+		now := tunnels()
+		least := slices.MinFunc(s.legs, func(a, b *minerLeg) int { return int(a.carries(now) - b.carries(now)) })
+		least.giveWay()
+		s.removeLegLocked(least)
+	}
+	s.legs = append(s.legs, leg)
+}
+
+func (s *minerSession) removeLegLocked(leg *minerLeg) {
+	s.legs = slices.DeleteFunc(s.legs, func(l *minerLeg) bool { return l == leg })
+}
+
+// closeLegsLocked lets the relays go.
+func (s *minerSession) closeLegsLocked() {
+	for _, leg := range s.legs {
+		leg.stop()
+	}
+	s.legs = nil
+}
+
+// dropLeg forgets a leg that has ended.
+func (m *miner) dropLeg(id identity.SessionID, leg *minerLeg) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.sessions[id]; s != nil {
+		s.removeLegLocked(leg)
+	}
+}
+
+const (
+	// unusedWay is how long a relay's leg, or a socket found by probing, may carry
+	// no tunnel before it goes: its client took another path.
+	unusedWay = 10 * time.Second
+	// lookAtWay is how often that is looked at.
+	lookAtWay = time.Second
+)
+
+// serveWhileUsed calls serve and ends it once used was false for unusedWay. It
+// returns what serve returned, or errUnneeded.
+func serveWhileUsed(ctx context.Context, used func() bool, serve func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx) }() // waited for below
+	look := time.NewTicker(lookAtWay)
+	defer look.Stop()
+	last := time.Now()
+	for {
+		select {
+		case now := <-look.C:
+			switch {
+			case used():
+				last = now
+			case now.Sub(last) >= unusedWay:
+				cancel(errUnneeded)
+			}
+		case err := <-served:
+			if errors.Is(context.Cause(ctx), errUnneeded) {
+				return errUnneeded
+			}
+			return err
+		}
+	}
+}

@@ -204,7 +204,8 @@ func (m *miner) lookForLocked(s *minerSession, o *signalpb.Offer) error {
 	s.checks, s.checked = checks, time.Now()
 	m.beside.Go(func() { m.tellSeen(s.id, checks) })
 	if lent := readRelay(o.GetRelay(), local, remote); lent != nil && m.cfg.Relay != RelayNever {
-		s.addLegLocked(m.openLeg(s.id, lent, candidates, policy.Proven))
+		s.lent = true
+		s.addLegLocked(m.openLeg(s.id, lent, candidates, policy.Proven), m.server.Tunnels)
 	}
 	if o.GetProbing() != nil && m.cfg.Probing && m.cfg.Relay != RelayAlways {
 		s.probe = m.startProbe(s, o, local, remote)

@@ -96,7 +96,7 @@ func (m *miner) await(ctx context.Context, ready func() bool) {
 // the client's tunnel may run over that of another of its sessions.
 func (m *miner) useLocked(s *minerSession) {
 	s.used = true
-	if len(s.legs) == 0 || m.granted[s.client] < 2 {
+	if !s.lent || m.granted[s.client] < 2 {
 		return
 	}
 	for _, other := range m.sessions {

@@ -107,10 +107,6 @@ func (s *minerSession) stopProbeLocked() {
 	}
 }
 
-// punchedLife is how long a socket found by probing may be unused before it goes:
-// its client took another path.
-const punchedLife = 10 * time.Second
-
 // startProbe begins this miner's part; it returns at once.
 func (m *miner) startProbe(s *minerSession, o *signalpb.Offer, local, remote ice.Credentials) *probeRun {
 	ctx, cancel := context.WithCancel(m.work)
@@ -153,22 +149,11 @@ func (m *miner) servePunched(ctx context.Context, id identity.SessionID, out *ic
 	defer cancel()
 	stop := context.AfterFunc(m.work, cancel) //nolint:contextcheck // the miner's own
 	defer stop()
-	served := make(chan error, 1)
-	m.beside.Go(func() { served <- m.server.Serve(ctx, out.Transport()) })
-	idle := time.NewTicker(punchedLife)
-	defer idle.Stop()
-	for {
-		select {
-		case <-idle.C:
-			if !m.servesOn(out.Transport().Conn.LocalAddr()) {
-				cancel()
-			}
-		case err := <-served:
-			if err != nil && !errors.Is(err, context.Canceled) {
-				m.log.Debug().Err(err).Str("session", id.Short()).Msg("the socket that reached the client ended")
-			}
-			return
-		}
+	err := serveWhileUsed(ctx,
+		func() bool { return m.servesOn(out.Transport().Conn.LocalAddr()) },
+		func(ctx context.Context) error { return m.server.Serve(ctx, out.Transport()) })
+	if !errors.Is(err, errUnneeded) && !errors.Is(err, context.Canceled) {
+		m.log.Debug().Err(err).Str("session", id.Short()).Msg("the socket that reached the client ended")
 	}
 }
 

@@ -144,6 +144,32 @@ func TestStalledClient(t *testing.T) {
 	}
 }
 
+// Serve closes its tunnels as its context says.
+func TestServeEndsWithItsCause(t *testing.T) {
+	for cause, want := range map[error]CloseCode{
+		nil:                         GoingAway,
+		errors.New("anything"):      GoingAway,
+		&CloseError{Code: Replaced}: Replaced,
+	} {
+		r := newRig(t, ServerConfig{Handler: never})
+		tr := socket(t)
+		r.addr = tr.Conn.LocalAddr()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- r.server.Serve(ctx, tr) }()
+		tunnel := r.dial()
+		eventually(t, "the miner knows of the tunnel", func() bool { return len(r.server.Tunnels()) == 1 })
+		cancel(cause)
+		wait(t, "the end of the tunnel", tunnel.Done())
+		if ce, ok := errors.AsType[*CloseError](tunnel.Err()); !ok || !ce.Remote || ce.Code != want {
+			t.Errorf("%v: the tunnel ended with %v", cause, tunnel.Err())
+		}
+		if err := <-served; !errors.Is(err, context.Canceled) {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
 func TestCloseCodes(t *testing.T) {
 	seen := make(map[string]bool)
 	for c := closeBase; c < closeEnd; c++ {

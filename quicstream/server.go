@@ -118,7 +118,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 }
 
 // Serve accepts tunnels on transport until ctx ends or Shutdown is over, closes
-// those it accepted and waits for their goroutines. Answers outlive it for
+// those it accepted and waits for their goroutines. It closes them with the code
+// of a *CloseError that is ctx's cause, else as GoingAway. Answers outlive it for
 // their resume window; Shutdown ends them. It may run on several transports at
 // once. The transport stays open and belongs to the caller.
 func (s *Server) Serve(ctx context.Context, transport *quic.Transport) error {

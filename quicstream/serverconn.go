@@ -58,7 +58,7 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	s.stats.tunnels.Add(1)
-	stop := context.AfterFunc(ctx, func() { c.close(GoingAway) })
+	stop := context.AfterFunc(ctx, func() { c.close(closeCode(ctx)) })
 	defer stop()
 	if s.isDraining() { // a client that lost its path may still fetch its answer
 		c.announceDrain()
@@ -71,6 +71,14 @@ func (s *Server) serveConn(ctx context.Context, conn *quic.Conn) {
 		}
 	}
 	s.cfg.Log.Debug().Err(err).Str("peer", peer.Short()).Stringer("remote", conn.RemoteAddr()).Msg("tunnel ended")
+}
+
+// closeCode is why a context ended.
+func closeCode(ctx context.Context) CloseCode {
+	if ce, ok := errors.AsType[*CloseError](context.Cause(ctx)); ok {
+		return ce.Code
+	}
+	return GoingAway
 }
 
 // await lets a grant that is on its way arrive, while ctx and the connection

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,6 +87,15 @@ var events = []event{
 	{name: "roam-client-relayed", what: "the same on a relayed path: the client moves", lab: usual, limit: rescueLimit, before: natlab("block", "a", "b", "on"), happen: natlab("roam", "a", usualNAT), path: ""},
 	{name: "rebind-miner-relayed", what: "the same on a relayed path: the miner's NAT forgets its mappings", lab: usual, limit: rescueLimit, before: natlab("block", "a", "b", "on"), happen: natlab("rebind", "natB"), path: "relay"},
 	{name: "roam-miner-relayed", what: "the same on a relayed path: the miner moves", lab: usual, limit: rescueLimit, before: natlab("block", "a", "b", "on"), happen: natlab("roam", "b", usualNAT), path: ""},
+	{
+		name: "rebind-client-relayed-twice", what: "on a relayed path: the client's NAT forgets its mappings, and again 4 s later", lab: usual, limit: rescueLimit,
+		before: natlab("block", "a", "b", "on"), happen: natlab("rebind", "natA"), after: again(natlab("rebind", "natA")), path: "relay",
+	},
+	{
+		name: "roam-client-miner-blocked", what: "the miner's network blocks UDP; the client moves to another network, and back 4 s later",
+		lab: []string{"--a", usualNAT, "--b", "udp-blocked"}, limit: rescueLimit,
+		happen: natlab("roam", "a", usualNAT), after: again(natlab("roam", "a", "home")), path: "relay",
+	},
 	{name: "miner-killed", what: "the miner's process is killed: the answer ends with an error", lab: usual, limit: rescueLimit, happen: killMiner, lost: true},
 }
 
@@ -105,6 +115,23 @@ func killThenBlock(ctx context.Context, t *trial) error {
 	}
 	t.happened = time.Now()
 	return natlab("block", "a", "b", "on")(ctx, t)
+}
+
+// untilAgain is after an event, when its answer goes on, and within the shortest
+// answer.
+const untilAgain = 4 * time.Second
+
+// again lets a step happen once more, while the answer runs.
+func again(step func(context.Context, *trial) error) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		if err := wait(ctx, untilAgain); err != nil {
+			return err
+		}
+		if t.client.hasEnded() {
+			return errors.New("the answer ended before it happened again")
+		}
+		return step(ctx, t)
+	}
 }
 
 const asleep = 20 * time.Second

@@ -105,6 +105,7 @@ func (t *trial) inLab(ctx context.Context, e event) (err error) {
 
 var (
 	measuredLog = regexp.MustCompile(`"message":"network measured"`)
+	overTLSLog  = regexp.MustCompile(`"over_tls":true`) // nothing is measured without UDP
 	anything    = regexp.MustCompile(`(?s).`)
 )
 
@@ -136,7 +137,11 @@ func (t *trial) startRoles(ctx context.Context, e event) (err error) {
 	if t.miner, err = t.lab.Start(ctx, "b", "miner", t.Mintai, "-mode", "miner", "-log-level", "debug", "-config", filepath.Join(t.lab.Dir, "miner.toml"), "-join", t.link); err != nil {
 		return err
 	}
-	if _, err := t.miner.Await(ctx, measuredLog); err != nil {
+	ready := measuredLog
+	if slices.Contains(e.lab, "udp-blocked") {
+		ready = overTLSLog
+	}
+	if _, err := t.miner.Await(ctx, ready); err != nil {
 		return err
 	}
 	return t.seen(ctx)
