@@ -72,6 +72,7 @@ type keeper struct {
 	heard   time.Time // of the miner, in a request
 	waited  time.Time // from when somebody waits for the answer
 	since   time.Time // from when patience counts, if that is later
+	changed time.Time // when this machine was last seen in another network
 	looked  time.Time // the last tick
 
 	searching step      // rescue or upgrade; stay: nothing
@@ -196,7 +197,7 @@ func (k *keeper) ended(now time.Time, onPurpose bool) step {
 
 // moved is told that this machine is in another network.
 func (k *keeper) moved(now time.Time) step {
-	k.nextUpgrade = now
+	k.nextUpgrade, k.changed = now, now
 	if k.searching == rescue && now.Sub(k.began) < restartAfter {
 		return stay
 	}
@@ -220,7 +221,9 @@ func (k *keeper) found(now time.Time, relayed bool) step {
 	what := k.searching
 	k.searching = stay
 	better := k.relayed && !relayed
-	if better || what == rescue && (k.silent(now) || !k.busy || now.Sub(k.heard) >= recentlyHeard) {
+	// What was heard in another network says nothing of this one.
+	stale := !k.heard.After(k.changed) && (k.relayed || !relayed)
+	if better || what == rescue && (stale || k.silent(now) || !k.busy || now.Sub(k.heard) >= recentlyHeard) {
 		k.relayed, k.dead, k.failures = relayed, false, 0
 		k.heard, k.since = now, now
 		k.upgrades, k.nextUpgrade = 0, now.Add(firstUpgrade)

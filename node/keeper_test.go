@@ -152,6 +152,27 @@ func TestKeeperInAnotherNetwork(t *testing.T) {
 	k.want("found", k.found(k.at(6300), false), take)
 }
 
+// What was heard before a move does not keep the old path, unless the new one is worse.
+func TestKeeperSoonAfterAMove(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		heard         int // the last time, in ms; the move is seen at 5100
+		relayed, next bool
+		want          step
+	}{
+		{"not since", 5000, false, false, take},
+		{"not since, relayed", 5000, true, true, take},
+		{"since", 5300, false, false, discard},
+		{"not since, and the new path is relayed", 5000, false, true, discard},
+	} {
+		k := newKeeperAt(t, c.relayed)
+		k.ticks(0, 5000, 5000)
+		k.want("moved", k.moved(k.at(5100)), rescue)
+		k.ticks(5200, 5400, c.heard)
+		k.want(c.name, k.found(k.at(5400), c.next), c.want)
+	}
+}
+
 // A miner that has said everything is silent, and a reader may be slow to read it:
 // nothing is wrong until somebody waits.
 func TestKeeperOfASlowReader(t *testing.T) {
