@@ -162,14 +162,14 @@ func TestKeeperSoonAfterAMove(t *testing.T) {
 	}{
 		{"not since", 5000, false, false, take},
 		{"not since, relayed", 5000, true, true, take},
-		{"since", 5300, false, false, discard},
+		{"since", 5500, false, false, discard},
 		{"not since, and the new path is relayed", 5000, false, true, discard},
 	} {
 		k := newKeeperAt(t, c.relayed)
 		k.ticks(0, 5000, 5000)
 		k.want("moved", k.moved(k.at(5100)), rescue)
-		k.ticks(5200, 5400, c.heard)
-		k.want(c.name, k.found(k.at(5400), c.next), c.want)
+		k.ticks(5200, 5600, c.heard)
+		k.want(c.name, k.found(k.at(5600), c.next), c.want)
 	}
 }
 
