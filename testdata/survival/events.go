@@ -78,7 +78,8 @@ var events = []event{
 		happen: natlab("set", "--mtu-blackhole", "1280"), path: "direct",
 	},
 	{name: "payload-loss", what: "packets over 300 bytes are lost between the two, short ones pass", lab: usual, limit: rescueLimit, happen: natlab("maxlen", "a", "b", "300"), path: "relay"},
-	{name: "sleep", what: "the client's process sleeps for 20 s; counted from its waking", lab: usual, limit: rescueLimit, happen: sleep, path: "direct"},
+	{name: "sleep", what: "the client's process sleeps for 20 s; counted from its waking", lab: usual, limit: rescueLimit, happen: sleep(nil), path: "direct"},
+	{name: "sleep-forgotten", what: "the same, and meanwhile the client's NAT forgets its mappings", lab: usual, limit: rescueLimit, happen: sleep(natlab("rebind", "natA")), path: "direct"},
 	{
 		name: "upgrade", what: "a direct path becomes possible where there was none; short requests beside it", lab: usual, limit: upgradeLimit,
 		before: natlab("block", "a", "b", "on"), happen: natlab("block", "a", "b", "off"), after: relayReleased, path: "direct",
@@ -136,17 +137,23 @@ func again(step func(context.Context, *trial) error) func(context.Context, *tria
 
 const asleep = 20 * time.Second
 
-func sleep(ctx context.Context, t *trial) error {
-	pid := t.client.cmd.Process.Pid
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		return err
+// sleep stops the client's process for a while, in which something else may happen.
+func sleep(meanwhile func(context.Context, *trial) error) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		pid := t.client.cmd.Process.Pid
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			return err
+		}
+		err := wait(ctx, asleep/2)
+		if err == nil && meanwhile != nil {
+			err = meanwhile(ctx, t)
+		}
+		if err == nil {
+			err = wait(ctx, asleep/2)
+		}
+		t.woke = time.Now()
+		return errors.Join(err, syscall.Kill(pid, syscall.SIGCONT))
 	}
-	err := wait(ctx, asleep)
-	t.woke = time.Now()
-	if kerr := syscall.Kill(pid, syscall.SIGCONT); err == nil {
-		err = kerr
-	}
-	return err
 }
 
 // relayReleased waits until the coordinator has no relayed address in use, while
