@@ -303,7 +303,7 @@ func (c *client) open(ctx context.Context, n needs, exclude []identity.NodeID, a
 // coordinator grants another session in place of this one.
 func (c *client) await(ctx context.Context, s *session, updates <-chan signal.Update) (*link, *signal.Update, error) {
 	for {
-		pending := c.linkTo(s)
+		pending := c.linkTo(s) //nolint:contextcheck // whether it has ended is the connection's own
 		select {
 		case <-pending.done:
 			if errors.Is(pending.err, errAbandoned) {

@@ -29,9 +29,11 @@ func TestFailover(t *testing.T) {
 		harm func(t *testing.T, l *lab, m *labMiner, ai *aiServer)
 		most time.Duration
 	}{
-		{"declines", func(_ *testing.T, _ *lab, m *labMiner, _ *aiServer) {
+		{"declines", func(t *testing.T, _ *lab, m *labMiner, _ *aiServer) {
+			m.leaseMu.Lock() // no lease says so
+			t.Cleanup(m.leaseMu.Unlock)
 			m.mu.Lock()
-			m.draining = true // its lease does not say so yet
+			m.draining = true
 			m.mu.Unlock()
 		}, 2 * time.Second},
 		{"vanished", func(_ *testing.T, _ *lab, m *labMiner, _ *aiServer) { m.kill() }, 4 * time.Second},

@@ -68,7 +68,7 @@ func (c *client) Do(ctx context.Context, req *api.Request, accept string) (*http
 	var last error // of the try before, more telling than "nobody is left"
 	for attempt := 1; attempt <= maxTries; attempt++ {
 		tr.try()
-		s, l := c.warmSession(n, exclude)
+		s, l := c.warmSession(n, exclude) //nolint:contextcheck // whether a tunnel has ended is the connection's own
 		if s != nil {
 			tr.match(s)
 		} else {
