@@ -122,19 +122,23 @@ func (k *keeper) patienceEnds(now time.Time) time.Duration {
 	if !k.online {
 		limit = max(limit, offlinePatience)
 	}
-	from := k.missed()
-	if k.since.After(from) {
-		from = k.since
+	return k.patientFrom().Add(limit).Sub(now)
+}
+
+func (k *keeper) patientFrom() time.Time {
+	if from := k.missed(); from.After(k.since) {
+		return from
 	}
-	return from.Add(limit).Sub(now)
+	return k.since
 }
 
 // searchEnds is by when a search that begins now must have found any path, over
-// one of this round trip. Only the first may outlast the patience.
+// one of this round trip. Only the first may outlast the patience, and one of a
+// machine without a network, which finds none.
 func (k *keeper) searchEnds(now time.Time, rtt time.Duration) time.Time {
-	ends := now.Add(k.patienceEnds(now))
-	if first := now.Add(leastSearch + 4*rtt); k.failures == 0 && first.After(ends) {
-		return first
+	ends := k.patientFrom().Add(k.patience)
+	if least := now.Add(leastSearch + 4*rtt); (k.failures == 0 || !k.online) && least.After(ends) {
+		return least
 	}
 	return ends
 }
