@@ -104,10 +104,12 @@ type probeAnswer struct {
 	from    netip.AddrPort
 	mapped  netip.AddrPort // XOR-MAPPED-ADDRESS; zero when refused
 	refused bool           // an error response
+	raw     []byte         // the message, of which nothing is verified yet
 	at      time.Time      // when it came; zero outside of a demux
 }
 
-// readAnswer reads a response to a Binding Request. It keeps no reference to b.
+// readAnswer reads a response to a Binding Request. Servers do not sign theirs; who
+// expects a signed one verifies raw. It keeps no reference to b.
 func readAnswer(b []byte, from netip.AddrPort) (probeAnswer, bool) {
 	if kind, _ := classify(b); kind != bindingResponse {
 		return probeAnswer{}, false
@@ -117,7 +119,7 @@ func readAnswer(b []byte, from netip.AddrPort) (probeAnswer, bool) {
 		return probeAnswer{}, false
 	}
 	if m.Type.Class == stun.ClassErrorResponse {
-		return probeAnswer{from: from, refused: true}, true
+		return probeAnswer{from: from, refused: true, raw: m.Raw}, true
 	}
 	var mapped stun.XORMappedAddress
 	if err := mapped.GetFrom(m); err != nil {
@@ -127,7 +129,7 @@ func readAnswer(b []byte, from netip.AddrPort) (probeAnswer, bool) {
 	if _, err := (Candidate{Addr: addr}).Check(); err != nil {
 		return probeAnswer{}, false
 	}
-	return probeAnswer{from: from, mapped: addr}, true
+	return probeAnswer{from: from, mapped: addr, raw: m.Raw}, true
 }
 
 // prober is one run of Probe.

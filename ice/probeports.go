@@ -18,6 +18,9 @@ const (
 	// A port that answered is asked again in probeAgain, for the peer's own check
 	// may have been lost; no others are tried for probeSettle.
 	probeAgain, probeSettle = 250 * time.Millisecond, time.Second
+	// probeRoom is for all checks of a run: each port once, and those that answer
+	// again, for as long as it lasts.
+	probeRoom = maxPortProbes + int(punchRun/probeAgain)
 )
 
 // ProbePortsConfig describes the easy side of one run.
@@ -32,7 +35,8 @@ type ProbePortsConfig struct {
 	// ProvenUntil is until when the coordinator's word that the peer is at Target
 	// counts, at most a minute ahead.
 	ProvenUntil time.Time
-	// Predicted brings ports to try first, as they become known; nil: never.
+	// Predicted brings ports to try first, as they become known; nil: never. An
+	// empty list says that the peer has no socket open, and ends the run.
 	Predicted   <-chan []uint16
 	Controlling bool // the client is, the miner is not
 	Log         zerolog.Logger
@@ -41,13 +45,14 @@ type ProbePortsConfig struct {
 // PortProbeStats counts what a run of ProbePorts did.
 type PortProbeStats struct {
 	Sent     int // probes, each to another port
-	Answered int // of them, by the peer
+	Answered int // of them, by the peer: with its signature
 }
 
 // ProbePorts sends signed checks from the socket to up to 2,500 ports of the
 // target, one each 2 ms, to meet one of the mappings that the peer's OpenFan has
 // opened meanwhile. It returns nil when all were sent, after a linger of a second
-// and within 6 s, and ctx's error when ctx ends.
+// and within 6 s, ErrNotPunched when the peer has given up, and ctx's error when
+// ctx ends.
 //
 // The caller has a Session open with the same credentials: the peer's check that
 // comes back is reported there, and the caller ends ctx then. ErrProbing,
@@ -59,14 +64,7 @@ func (s *Socket) ProbePorts(ctx context.Context, cfg ProbePortsConfig) (PortProb
 		return PortProbeStats{}, err
 	}
 	defer end()
-	p := &portProber{
-		cfg:       cfg,
-		port:      s.demux,
-		responder: newLegResponder(cfg.Local, cfg.Remote, !cfg.Controlling, Prflx),
-		order:     newPortOrder(nil),
-		answers:   make(chan probeAnswer, 16),
-		sent:      make(map[transactionID]struct{}),
-	}
+	p := newPortProber(cfg, s.demux)
 	start := time.Now()
 	err = p.run(run)
 	cfg.Log.Debug().Str("session", cfg.ID.Short()).Str("peer", cfg.Peer.Short()).Int("sent", p.stats.Sent).
@@ -89,6 +87,19 @@ type portProber struct {
 	stats     PortProbeStats
 }
 
+func newPortProber(cfg ProbePortsConfig, port stunPort) *portProber {
+	p := &portProber{
+		cfg:       cfg,
+		port:      port,
+		responder: newLegResponder(cfg.Local, cfg.Remote, !cfg.Controlling, Prflx),
+		order:     newPortOrder(nil),
+		answers:   make(chan probeAnswer, 16),
+		sent:      make(map[transactionID]struct{}),
+	}
+	p.responder.room = probeRoom
+	return p
+}
+
 // run sends until all is sent and the linger over, or ctx ends.
 func (p *portProber) run(ctx context.Context) error {
 	defer func() {
@@ -106,12 +117,15 @@ func (p *portProber) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case ports, ok := <-predicted:
-			if !ok {
+			switch {
+			case !ok:
 				predicted = nil
+			case len(ports) == 0:
+				return fmt.Errorf("%w: it has none open", ErrNotPunched)
 			}
 			p.order.foretell(ports)
 		case a := <-p.answers:
-			if a.refused || a.from.Addr() != p.cfg.Target {
+			if !p.responder.answered(a.raw, a.from) {
 				continue
 			}
 			p.stats.Answered++
@@ -155,7 +169,7 @@ func (p *portProber) some(now time.Time) (bool, error) {
 }
 
 func (p *portProber) probe(to netip.AddrPort) error {
-	raw, err := p.responder.check()
+	raw, err := p.responder.checkTo(to)
 	if err != nil {
 		return fmt.Errorf("ice: %w", err)
 	}
@@ -176,10 +190,9 @@ func (p *portProber) linger(ctx context.Context) error {
 		case <-timer.C:
 			return nil
 		case a := <-p.answers:
-			if a.refused || a.from.Addr() != p.cfg.Target {
-				continue
+			if p.responder.answered(a.raw, a.from) {
+				p.stats.Answered++
 			}
-			p.stats.Answered++
 		}
 	}
 }

@@ -7,10 +7,13 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 var (
-	// ErrProbing is returned by OpenFan and ProbePorts while the socket has a run.
+	// ErrProbing is wrapped by OpenFan and ProbePorts while the socket, or another of
+	// the same PunchFile, has a run.
 	ErrProbing = errors.New("ice: one is probing already")
 	// ErrProbedOften is wrapped when too many runs were begun lately.
 	ErrProbedOften = errors.New("ice: probed too often")
@@ -26,18 +29,23 @@ const (
 	punchRun = 6 * time.Second
 	// punchesPerTarget bounds the runs to one IP address in a punchWindow,
 	// punchesPerNet those to a /24, and punchesPerSocket those to all: 20,000
-	// probes, or 2 MB.
+	// probes, or 2 MB. Sockets with the same PunchFile count as one.
 	punchesPerTarget, punchesPerNet, punchesPerSocket = 3, 4, 8
 	punchWindow                                       = time.Minute
 	// maxProof is how far ahead a proof may reach.
 	maxProof = time.Minute
 )
 
-// punchLimit bounds the runs of a socket, whatever the coordinator, the peer and
-// the caller want. The zero punchLimit has seen none.
+// punchLimit bounds the runs of a socket, and of all that keep their runs in the
+// same file, whatever the coordinator, the peer and the caller want. The zero
+// punchLimit has seen none and knows of no other socket.
 type punchLimit struct {
+	path string // of the file; empty: none
+	log  zerolog.Logger
+
 	mu      sync.Mutex // guards what follows
 	running bool
+	file    *punchFile   // locked by the run; nil: none, or it cannot be had
 	begun   []punchBegun // of the last punchWindow, at most punchesPerSocket
 }
 
@@ -46,16 +54,64 @@ type punchBegun struct {
 	at     time.Time
 }
 
-// begin notes a run, if there may be one; end must follow.
+// begin notes a run, if there may be one; end must follow. Where the file cannot be
+// had, such as without a state folder, the socket's own runs are what is bounded.
 func (l *punchLimit) begin(target netip.Addr, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.running {
 		return ErrProbing
 	}
-	kept, same, beside := l.begun[:0], 0, 0
+	var err error
+	if l.begun, err = judgePunch(l.begun, target, now); err != nil {
+		return err
+	}
+	if l.path != "" {
+		if err := l.shareLocked(target, now); err != nil {
+			return err
+		}
+	}
+	l.begun = append(l.begun, punchBegun{target, now})
+	l.running = true
+	return nil
+}
+
+// shareLocked notes the run in the file, which it leaves locked, or says why
+// another's runs forbid it.
+func (l *punchLimit) shareLocked(target netip.Addr, now time.Time) error {
+	file, err := openPunchFile(l.path)
+	if err == nil {
+		err = file.begin(target, now)
+	}
+	switch {
+	case errors.Is(err, ErrProbedOften):
+		file.close()
+		return err
+	case errors.Is(err, ErrProbing):
+		return err
+	case err != nil:
+		l.log.Debug().Err(err).Msg("runs of hard-NAT probing are counted for this process only")
+	}
+	l.file = file
+	return nil
+}
+
+func (l *punchLimit) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running = false
+	if l.file != nil {
+		l.file.close()
+		l.file = nil
+	}
+}
+
+// judgePunch drops what is older than punchWindow, and reports why there may be no
+// run to target now; the error wraps ErrProbedOften.
+func judgePunch(begun []punchBegun, target netip.Addr, now time.Time) ([]punchBegun, error) {
+	kept, same, beside := begun[:0], 0, 0
 	_, near := limitedAs(target)
-	for _, b := range l.begun {
+	for _, b := range begun {
 		if age := now.Sub(b.at); age < 0 || age >= punchWindow {
 			continue
 		}
@@ -67,24 +123,15 @@ func (l *punchLimit) begin(target netip.Addr, now time.Time) error {
 			beside++
 		}
 	}
-	l.begun = kept
 	switch {
 	case same >= punchesPerTarget:
-		return fmt.Errorf("%w: %d times within a minute at %s", ErrProbedOften, same, target)
+		return kept, fmt.Errorf("%w: %d times within a minute at %s", ErrProbedOften, same, target)
 	case beside >= punchesPerNet:
-		return fmt.Errorf("%w: %d times within a minute at the network of %s", ErrProbedOften, beside, target)
+		return kept, fmt.Errorf("%w: %d times within a minute at the network of %s", ErrProbedOften, beside, target)
 	case len(kept) >= punchesPerSocket:
-		return fmt.Errorf("%w: %d times within a minute", ErrProbedOften, len(kept))
+		return kept, fmt.Errorf("%w: %d times within a minute", ErrProbedOften, len(kept))
 	}
-	l.begun = append(l.begun, punchBegun{target, now})
-	l.running = true
-	return nil
-}
-
-func (l *punchLimit) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.running = false
+	return kept, nil
 }
 
 // reserved are addresses of IPv4 that belong to no host: "this network" and

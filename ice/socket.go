@@ -51,7 +51,11 @@ type SocketConfig struct {
 	// sessions that were admitted, and those that this socket dials, are heard.
 	// It is for nodes that accept connections; see Admit.
 	Gate bool
-	Log  zerolog.Logger
+	// PunchFile is the file by which all processes of a node bound their runs of
+	// hard-NAT probing together; it is made when missing. Empty, or where it cannot
+	// be had: the socket bounds its own.
+	PunchFile string
+	Log       zerolog.Logger
 }
 
 // Socket is the one UDP socket of a node. QUIC, signaling and ICE checks of
@@ -104,6 +108,7 @@ func Listen(cfg SocketConfig) (*Socket, error) {
 		transport: &quic.Transport{Conn: owned}, // asks for socket buffers of 7 MB
 		gate:      g,
 		net:       pionNet,
+		punches:   punchLimit{path: cfg.PunchFile, log: cfg.Log},
 		stop:      stop,
 		sessions:  make(map[*Session]struct{}),
 

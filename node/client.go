@@ -93,14 +93,15 @@ type clientConfig struct {
 	Name       string
 	Relay      RelayMode
 	MapPorts   bool
-	Probing    bool // take part in hard-NAT probing
+	Probing    bool   // take part in hard-NAT probing
+	ProbeFile  string // bounds it for all processes of this node together; empty: for this one
 	Log        zerolog.Logger
 	Metrics    *clientMetrics
 }
 
 // newClient opens the client's socket. Run must follow; it closes the socket.
 func newClient(cfg clientConfig) (*client, error) {
-	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Log: cfg.Log})
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, PunchFile: cfg.ProbeFile, Log: cfg.Log})
 	if err != nil {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}
@@ -134,10 +135,16 @@ func newClient(cfg clientConfig) (*client, error) {
 	c.connector = &connector{
 		key: cfg.Key, socket: socket, deadlines: cfg.Deadlines, relayMode: cfg.Relay, log: cfg.Log,
 		trickle: c.trickle, unsaid: c.network.unsaid, seen: c.peerSeen, dialTLS: tls.turn, foretell: c.foretell,
-		stun:        func() []netip.AddrPort { return c.sig.Status().Stun },
+		stun:        c.stun,
 		coordinator: func() coordinatorAt { return whereIs(c.sig.Status(), c.membership) },
 	}
 	return c, nil
+}
+
+// stun is where the coordinator answers STUN, as far as it may be believed.
+func (c *client) stun() []netip.AddrPort {
+	st := c.sig.Status()
+	return whereIs(st, c.membership).probed(st.Stun)
 }
 
 // Run keeps the client connected until ctx ends, then closes every tunnel with

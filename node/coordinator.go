@@ -97,6 +97,7 @@ type coordinator struct {
 	board  *match.Board
 	ledger *reputation.Ledger
 	view   *netview
+	runs   probeRuns        // of hard-NAT probing
 	probes *ice.ProbeServer // nil: none
 	turn   *ice.TURNServer  // nil: none of our own
 	relays operatorRelays   // those of others

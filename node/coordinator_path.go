@@ -1,11 +1,8 @@
 package node
 
 import (
-	"net/netip"
 	"time"
 
-	"mintai/ice"
-	"mintai/identity"
 	"mintai/signal"
 	"mintai/signal/signalpb"
 )
@@ -112,67 +109,6 @@ func (c *coordinator) pathDeclined(s *coordinatorSession, d *signalpb.Decline) {
 	if newest {
 		c.noPath(p, nonce, code, clip("the miner declines: "+d.GetReason()))
 	}
-}
-
-// probing decides whether the two may find each other by many ports, and who
-// does what. Both have to have said that they take part, one's NAT maps per
-// destination and the other's does not, and both must have been heard from lately
-// at the very addresses.
-func (c *coordinator) probing(client, miner peerView, o outlook, now time.Time) (forClient, forMiner *signalpb.HardNATProbing) {
-	hard, easy := &client, &miner
-	switch {
-	case !client.probes || !miner.probes || o.hidden || o.expect != ice.RelayNeeded:
-		return nil, nil
-	case o.reason == ice.ClientNATHard:
-	case o.reason == ice.MinerNATHard:
-		hard, easy = &miner, &client
-	default:
-		return nil, nil
-	}
-	toEasy, toHard := c.probed(easy, now), c.probed(hard, now)
-	if toEasy == nil || toHard == nil {
-		return nil, nil
-	}
-	toEasy.Hard = true
-	if hard == &client {
-		return toEasy, toHard
-	}
-	return toHard, toEasy
-}
-
-// probed names the address of one end for the other. A signed probe alone does not
-// count, for its source may be forged: that end's connection, which takes packets
-// in both directions, has to come from there.
-func (c *coordinator) probed(v *peerView, now time.Time) *signalpb.HardNATProbing {
-	if v.overTLS || v.network.V4 == nil || !isPublic(v.network.V4.Observed.Addr()) {
-		return nil
-	}
-	at := v.network.V4.Observed
-	if at.Addr() != v.observed.Addr() {
-		return nil
-	}
-	when, ok := c.view.LastSeen(v.id, at.Addr(), now)
-	if !ok {
-		return nil
-	}
-	return &signalpb.HardNATProbing{Target: writeAddress(at), ProvenMsAgo: now.Sub(when).Milliseconds()}
-}
-
-// LastSeen is when the node was last heard from at an IP address, if that is
-// still proven.
-func (v *netview) LastSeen(id identity.NodeID, at netip.Addr, now time.Time) (when time.Time, ok bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	e := v.nodes[id]
-	if e == nil {
-		return time.Time{}, false
-	}
-	for _, s := range e.Value.(*watched).sightings {
-		if s.fresh(now) && s.from.Addr() == at && s.when.After(when) {
-			when, ok = s.when, true
-		}
-	}
-	return when, ok
 }
 
 // passPorts passes the foretold ports of one end to the other.

@@ -59,8 +59,9 @@ type minerConfig struct {
 	Deadlines  MinerDeadlines
 	Relay      RelayMode
 	MapPorts   bool
-	Probing    bool // take part in hard-NAT probing
-	NoPadding  bool // let the lengths of packets follow those of tokens
+	Probing    bool   // take part in hard-NAT probing
+	ProbeFile  string // bounds it for all processes of this node together; empty: for this one
+	NoPadding  bool   // let the lengths of packets follow those of tokens
 	Log        zerolog.Logger
 	Metrics    *minerMetrics
 }
@@ -112,7 +113,7 @@ type minerSession struct {
 }
 
 func newMiner(cfg minerConfig) (*miner, error) {
-	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, Gate: true, Log: cfg.Log})
+	socket, err := ice.Listen(ice.SocketConfig{Loopback: cfg.Loopback, PunchFile: cfg.ProbeFile, Gate: true, Log: cfg.Log})
 	if err != nil {
 		return nil, fmt.Errorf("opening a UDP socket: %w", err)
 	}

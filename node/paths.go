@@ -91,6 +91,10 @@ func (p Paths) Tickets(coordinator identity.NodeID) string {
 	return filepath.Join(p.Dir(), name)
 }
 
+// Probing is the file by which all processes of the role bound hard-NAT probing
+// together.
+func (p Paths) Probing() string { return filepath.Join(p.Dir(), "probing") }
+
 // Pins is the file of coordinators that were trusted on first use.
 func (p Paths) Pins() string { return filepath.Join(p.Dir(), "coordinators") }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"mintai/ice"
@@ -30,6 +31,7 @@ func (c *connector) probeWays(w *ways, s *session) {
 			})
 			if err != nil {
 				c.log.Debug().Err(err).Str("session", s.id.Short()).Msg("no port was hit")
+				c.foretell(s, nil)
 				return nil, err // and not a nil of another type
 			}
 			return out, nil
@@ -45,7 +47,8 @@ func (c *connector) probeWays(w *ways, s *session) {
 	}
 }
 
-// foretell tells the miner at which ports this node may come out.
+// foretell tells the miner at which ports this node may come out. None says that
+// it has no socket open, so that the miner sends no more probes in vain.
 func (c *client) foretell(s *session, ports []uint16) {
 	_ = c.sig.Send(portsMessage(s.id, s.number, ports))
 }
@@ -107,6 +110,9 @@ func (s *minerSession) stopProbeLocked() {
 	}
 }
 
+// stun is where the coordinator answers STUN, as far as it may be believed.
+func (m *miner) stun() []netip.AddrPort { return m.coordinatorAt().probed(m.sig.Status().Stun) }
+
 // startProbe begins this miner's part; it returns at once.
 func (m *miner) startProbe(s *minerSession, o *signalpb.Offer, local, remote ice.Credentials) *probeRun {
 	ctx, cancel := context.WithCancel(m.work)
@@ -116,7 +122,7 @@ func (m *miner) startProbe(s *minerSession, o *signalpb.Offer, local, remote ice
 		return run
 	}
 	run.hard = p.hard
-	id, client, path, stun := s.id, s.client, s.path, m.sig.Status().Stun
+	id, client, path, stun := s.id, s.client, s.path, m.stun()
 	m.beside.Go(func() {
 		defer cancel()
 		if !p.hard {
@@ -133,6 +139,7 @@ func (m *miner) startProbe(s *minerSession, o *signalpb.Offer, local, remote ice
 		})
 		if err != nil {
 			m.log.Debug().Err(err).Str("session", id.Short()).Msg("no port was hit")
+			_ = m.sig.Send(portsMessage(id, path, nil))
 			return
 		}
 		m.servePunched(ctx, id, out)

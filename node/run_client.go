@@ -46,7 +46,7 @@ func (c *command) runClient(ctx context.Context, std IO) error {
 		return newClient(clientConfig{
 			Membership: m, Key: key, TicketFile: s.paths.Tickets(m.id), Pins: pins, Notice: notice(std),
 			Deadlines: s.cfg.Client.Deadlines, Name: machineName(s.cfg.Client.Name), Log: s.log, Metrics: metrics,
-			Relay: s.cfg.Client.Relay, MapPorts: s.cfg.Client.PortMapping, Probing: s.cfg.Client.Probing,
+			Relay: s.cfg.Client.Relay, MapPorts: s.cfg.Client.PortMapping, Probing: s.cfg.Client.Probing, ProbeFile: s.paths.Probing(),
 		})
 	}
 	if c.verb == "proxy" {

@@ -43,7 +43,7 @@ func (c *command) runMiner(ctx context.Context, std IO) error {
 	m, err := newMiner(minerConfig{
 		Membership: member, Key: key, Name: machineName(s.cfg.Miner.Name), TicketFile: s.paths.Tickets(member.id),
 		Pins: pins, Notice: notice(std), Backends: pool, Deadlines: s.cfg.Miner.Deadlines,
-		Relay: s.cfg.Miner.Relay, MapPorts: s.cfg.Miner.PortMapping, Probing: s.cfg.Miner.Probing, NoPadding: !s.cfg.Miner.PadAnswers,
+		Relay: s.cfg.Miner.Relay, MapPorts: s.cfg.Miner.PortMapping, Probing: s.cfg.Miner.Probing, ProbeFile: s.paths.Probing(), NoPadding: !s.cfg.Miner.PadAnswers,
 		Log: s.log, Metrics: newMinerMetrics(registry),
 	})
 	if err != nil {

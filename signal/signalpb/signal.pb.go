@@ -2366,7 +2366,8 @@ func (x *PathRequest) GetProbing() bool {
 }
 
 // ProbePorts names ports that the sender's NAT will likely choose for its
-// sockets. The coordinator passes it to the session's other end.
+// sockets; none: it has no socket open, and there is nothing to probe. The
+// coordinator passes it to the session's other end.
 type ProbePorts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`

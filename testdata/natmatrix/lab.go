@@ -17,10 +17,11 @@ import (
 // goroutine that made it uses it.
 type lab struct {
 	*labkit.Lab
-	cell   cell
-	link   string        // as the coordinator printed it
-	settle time.Duration // pause before the first ask
-	miner  *labkit.Process
+	cell        cell
+	link        string        // as the coordinator printed it
+	settle      time.Duration // pause before the first ask
+	coordinator *labkit.Process
+	miner       *labkit.Process
 }
 
 // Waits of a lab; none is near on an idle machine.
@@ -65,8 +66,26 @@ func (l *lab) coordinate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.coordinator = p
 	l.link, err = p.AwaitLink(ctx)
 	return err
+}
+
+// renew starts the coordinator and the miner anew, without what either remembers.
+func (l *lab) renew(ctx context.Context) error {
+	for _, p := range []*labkit.Process{l.miner, l.coordinator} {
+		p.Ask()
+		p.End()
+	}
+	for _, home := range []string{"miner", "coordinator"} {
+		if err := os.RemoveAll(filepath.Join(l.Dir, home)); err != nil {
+			return err
+		}
+	}
+	if err := l.coordinate(ctx); err != nil {
+		return err
+	}
+	return l.mine(ctx)
 }
 
 // mine starts the miner, whose model needs no time of its own, and waits until

@@ -21,9 +21,10 @@ type laterAsk struct {
 // directIn is by when, from the grant, the path is to be direct.
 const directIn = 5 * time.Second
 
-// runsAMinute is how often one node takes part in hard-NAT probing towards one
-// address in a minute. A miner that has done so is started anew: who measures more
-// often has more miners than one.
+// runsAMinute is how many runs of hard-NAT probing there may be in a minute towards
+// one address and with one node. Coordinator and miner are started anew after so
+// many, the miner with another key: who measures more often has more than one of
+// each.
 const runsAMinute = 3
 
 // turnsDirect reports whether hard-NAT probing may turn a cell's path direct: it
@@ -57,9 +58,7 @@ func (s settings) laterIn(c cell) int {
 func (s settings) askLater(ctx context.Context, l *lab, m *measurement) error {
 	for i := range s.laterIn(l.cell) {
 		if i > 0 && i%runsAMinute == 0 {
-			l.miner.Ask()
-			l.miner.End()
-			if err := l.mine(ctx); err != nil {
+			if err := l.renew(ctx); err != nil {
 				return err
 			}
 		}
@@ -199,7 +198,7 @@ func laterRows(b *strings.Builder, results []*measurement) {
 	if len(all) > 0 {
 		fmt.Fprintf(b, "; median %.2f s, nine in ten within %.2f s, all within %.2f s", quantile(all, 0.5)/1000, quantile(all, 0.9)/1000, all[len(all)-1]/1000)
 	}
-	fmt.Fprintf(b, ". A node probes towards one address %d times a minute at most, so the miner is started anew after %d of them. A cell holds when 95 %% are direct in time (of a few: all but one).\n\n", runsAMinute, runsAMinute)
+	fmt.Fprintf(b, ". A node probes towards one address %d times a minute at most, and a coordinator proposes no more with an address, so both are started anew after %d of them. A cell holds when 95 %% are direct in time (of a few: all but one).\n\n", runsAMinute, runsAMinute)
 	b.WriteString("| cell | direct in time | median s | p90 | max | path | reason |\n| --- | ---: | ---: | ---: | ---: | --- | --- |\n")
 	for _, m := range cells {
 		ms := m.times()
