@@ -57,6 +57,8 @@ func TestLongAnswer(t *testing.T) {
 		{"relay-udp", "prflx", "ports-probed", 200, 0, false, false},   // no since_ms
 		{"relay-udp", "prflx", "ports-probed", 0, 1100, false, false},  // no match_ms
 		{"relay-udp", "prflx", "ports-probed", 200, 200, false, false}, // before it could be
+		{"srflx", "srflx", "nat-traversed", 200, 410, true, true},
+		{"prflx", "prflx", "nat-traversed", 200, 410, true, true},
 		{"prflx", "prflx", "ports-probed", 200, 1100, false, true},
 		{"", "prflx", "ports-probed", 200, 1100, false, true},
 		{"relay-udp", "prflx", "nat-traversed", 200, 1100, false, true},

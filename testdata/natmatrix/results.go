@@ -33,6 +33,9 @@ func readResults(file string, s settings) (map[string]*measurement, error) {
 			return nil, fmt.Errorf("%s:%d: %w", file, n, err)
 		}
 		delete(known, m.Cell.String()) // the last word counts
+		if len(m.Metrics) > 0 {        // measured to its end: the rules may have changed since
+			m.Faults = append(expect(m.Cell).faults(m), m.laterFaults()...)
+		}
 		if len(m.Faults) == 0 && m.Binary == s.binary && m.N == s.n && m.rtt() == s.rtt && len(m.Later) == s.laterIn(m.Cell) {
 			known[m.Cell.String()] = m
 		}
