@@ -79,7 +79,7 @@ func (c *coordinator) offer(p *signal.Peer, req *signalpb.MatchRequest, exclude 
 	// The grant leaves first: an answer to the offer may lead to another one.
 	_ = p.Send(&signalpb.Envelope{Message: &signalpb.Envelope_Grant{Grant: grant}}) // a client that is gone needs no grant
 	if err := entry.peer.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Offer{Offer: offer}}); err != nil {
-		c.nextMiner(s, "could not be told", false, now)
+		c.nextMiner(s, "could not be told: "+err.Error(), false, now)
 		return
 	}
 	c.introduced(s, client, miner, now)

@@ -147,7 +147,7 @@ type news struct {
 func tell(messages []news) {
 	for _, m := range messages {
 		if m.to != nil {
-			_ = m.to.TrySend(m.env)
+			_ = m.to.TrySendLast(m.env)
 		}
 	}
 }
@@ -274,7 +274,7 @@ func (c *coordinator) passCandidates(p *signal.Peer, m *signalpb.Candidates, now
 	if len(candidates) == 0 {
 		return
 	}
-	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+	_ = to.TrySendLast(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
 		Session: m.GetSession(), Candidates: candidates,
 	}}})
 }
@@ -374,7 +374,7 @@ func (c *coordinator) allocated(id identity.SessionID, ofMiner bool, relayed net
 	if to == nil {
 		return
 	}
-	_ = to.TrySend(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
+	_ = to.TrySendLast(&signalpb.Envelope{Message: &signalpb.Envelope_Candidates{Candidates: &signalpb.Candidates{
 		Session:    id[:],
 		Candidates: []*signalpb.Candidate{{Kind: signalpb.CandidateKind_CANDIDATE_RELAY, Address: writeAddress(relayed)}},
 	}}})

@@ -19,7 +19,7 @@ var ErrClosed = errors.New("signal: connection closed")
 // What may wait for the network. The bytes are those of a few large messages:
 // a node that reads nothing must not make the coordinator keep many.
 const (
-	outboxLimit = 64             // messages
+	outboxLimit = 128            // messages
 	outboxBytes = 4 * MaxMessage // bytes; one message always fits an empty queue
 )
 

@@ -129,6 +129,12 @@ func (p *Peer) TrySend(env *signalpb.Envelope) error {
 	return p.out.sendWithin(2, []*signalpb.Envelope{env})
 }
 
+// TrySendLast is TrySend for what can be done without, such as news of addresses:
+// it takes at most a quarter of the queue, so that what opens a session finds room.
+func (p *Peer) TrySendLast(env *signalpb.Envelope) error {
+	return p.out.sendWithin(4, []*signalpb.Envelope{env})
+}
+
 func (p *Peer) send(envs ...*signalpb.Envelope) error {
 	err := p.out.send(envs...)
 	if errors.Is(err, ErrQueueFull) {
