@@ -18,8 +18,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/quic-go/quic-go"
 )
 
 // proxyTo is a handler like the miner's: a ReverseProxy in front of an HTTP/1.1
@@ -259,15 +257,10 @@ func (c *noRoute) WriteTo(b []byte, to net.Addr) (int, error) {
 func TestLostWithoutNetwork(t *testing.T) {
 	s := newStepper()
 	r := newRig(t, ServerConfig{Handler: s})
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := &noRoute{UDPConn: udp}
-	tr := &quic.Transport{Conn: conn}
-	t.Cleanup(func() {
-		_ = tr.Close()
-		_ = udp.Close()
+	var conn *noRoute
+	tr := socketOn(t, func(udp *net.UDPConn) net.PacketConn {
+		conn = &noRoute{UDPConn: udp}
+		return conn
 	})
 	id := NewRequestID().String()
 	for try := range 50 {

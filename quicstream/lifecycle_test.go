@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/quic-go/quic-go"
 )
 
 // Shutdown lets a running answer finish, refuses a new one, and ends tunnels
@@ -266,15 +264,10 @@ func (c *shortOnly) WriteTo(b []byte, to net.Addr) (int, error) {
 func TestHeartbeatOverALossyWayThere(t *testing.T) {
 	s := newStepper()
 	r := newRig(t, ServerConfig{Handler: s})
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := &shortOnly{UDPConn: udp}
-	tr := &quic.Transport{Conn: conn}
-	t.Cleanup(func() {
-		_ = tr.Close()
-		_ = udp.Close()
+	var conn *shortOnly
+	tr := socketOn(t, func(udp *net.UDPConn) net.PacketConn {
+		conn = &shortOnly{UDPConn: udp}
+		return conn
 	})
 	tunnel := r.dialFrom(tr, r.client)
 	r.do(tunnel, post(t, "/", "{}"))

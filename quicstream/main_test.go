@@ -32,11 +32,17 @@ func testKey(tb testing.TB) *identity.Key {
 // socket is a plain UDP socket on loopback with the buffers the product uses.
 func socket(tb testing.TB) *quic.Transport {
 	tb.Helper()
+	return socketOn(tb, func(udp *net.UDPConn) net.PacketConn { return udp })
+}
+
+// socketOn is socket over what wrap makes of it.
+func socketOn(tb testing.TB, wrap func(*net.UDPConn) net.PacketConn) *quic.Transport {
+	tb.Helper()
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tr := &quic.Transport{Conn: udp}
+	tr := &quic.Transport{Conn: wrap(udp)}
 	tb.Cleanup(func() {
 		_ = tr.Close()
 		_ = udp.Close()
